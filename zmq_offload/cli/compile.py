@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from zmq_offload.artifacts.manifest import check_policy
 from zmq_offload.artifacts.repository import Batching
-from zmq_offload.cli import cuts, quantize
+from zmq_offload.cli import cuts, quantize, where
 from zmq_offload.cli.targets import ListTargets
 from zmq_offload.common.extras import needs
 from zmq_offload.common.units import counted
@@ -21,7 +21,6 @@ from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import checked, count, microseconds
 from zmq_offload.console.silence import add_verbose, silent
 from zmq_offload.console.tables import Part, show
-from zmq_offload.errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
     from zmq_offload.compile.api import Compiled
@@ -34,27 +33,6 @@ if TYPE_CHECKING:
 
 
 _policy = checked(lambda text: check_policy(int(text) if text.isdecimal() else text), lambda _: True, "a version")
-
-
-class _Region(argparse.Action):
-    """Begin a region. The options with `_OfRegion` that come after it belong to it."""
-
-    only_argument = True  # what belongs to it follows from the order of arguments, which a file does not have
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
-    ) -> None:
-        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), {"name": values}])
-
-
-class _OfRegion(argparse.Action):
-    """An option of the region before it. Before the first --region it is for the only region, or for all."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        place = namespace.regions[-1] if namespace.regions else vars(namespace)
-        place[self.dest] = [*(place.get(self.dest) or ()), *values] if self.nargs == "+" else values
 
 
 def add_options(parser: Parser) -> None:
@@ -82,7 +60,7 @@ def add_options(parser: Parser) -> None:
         metavar="FILE",
         help="with --list-cuts: draw the graph with its cuts, work and bytes, as SVG if FILE ends in .svg, else as PNG",
     )
-    _add_cut_options(parser)
+    where.add_options(parser)
     _add_check_options(parser)
     quantize.add_options(parser)
     _add_output_options(parser)
@@ -90,37 +68,6 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_verbose(parser)
     parser.set_defaults(run=stoppable(silent(run)), usage_error=parser.error)
-
-
-def _add_cut_options(parser: Parser) -> None:
-    group = parser.add_argument_group("where to cut")
-    group.add_argument(
-        "--cut",
-        nargs="+",
-        action=_OfRegion,
-        metavar="TENSOR",
-        help="tensors at which the offloaded region begins; the path of a PyTorch module is the tensor that leaves it",
-    )
-    group.add_argument(
-        "--until",
-        nargs="+",
-        action=_OfRegion,
-        metavar="TENSOR",
-        help="tensors at which the region ends (default: the model's outputs)",
-    )
-    group.add_argument(
-        "--wire",
-        action=_OfRegion,
-        choices=("float32", "float16", "int8"),
-        help="encoding of float32 tensors on the wire, in both directions (default: float32); the loss of accuracy is "
-        "measured",
-    )
-    group.add_argument("--name", help="name of the offloaded model")
-    region = "offload a region as the model NAME, by the --cut, --until and --wire that follow; repeat it for several"
-    group.add_argument("--region", dest="regions", action=_Region, metavar="NAME", help=f"{region} regions")
-    group.add_argument(
-        "--plan", type=settings.path, metavar="FILE", help="cut as planned by `zmq-offload plan --save FILE`"
-    )
 
 
 def _add_check_options(parser: Parser) -> None:
@@ -229,41 +176,31 @@ def run(args: argparse.Namespace) -> int:
     with needs("compile"):
         from zmq_offload.compile import api
         from zmq_offload.compile.onnx import shapes
-    inputs = shapes.parse_shapes(args.input)
+    given = shapes.parse_shapes(args.input)
     if args.list_cuts:
         check_writable(args.svg)
-        points = api.list_cuts(args.model, inputs=inputs, picture=args.svg)
+        points = api.list_cuts(args.model, inputs=given, picture=args.svg)
         show(cuts.table(points))
         if points.left_out:
             show(f"left out: {', '.join(f'{number} {reason}' for reason, number in points.left_out.items())}")
         if points.inputs:
             show(f"BYTES and OFFLOADED are those for {shapes.shape_options(points.inputs)}")
         return 0
-    args.wire = args.wire or "float32"
-    if args.plan is not None:
-        inputs = take_plan(args, inputs)
+    inputs = where.take_plan(args, given)
     check, wire_samples = _read_samples(args, inputs)
     progress = Progress(quiet=args.quiet)
     compiled = _compile(args, inputs, output=args.output, options=_build_options(args, progress), check=check)
     if compiled.quantized is not None:
         quantize.use(args, compiled.quantized)
     show(*_describe(compiled, bundle=not args.only_subgraph))
-    wires = list(dict.fromkeys(region.get("wire") or args.wire for region in _regions(args)))
+    wires = where.wires(args)
     if wires != ["float32"] or args.wire_check:
         _show_losses(args, inputs, compiled, wires, wire_samples, progress)
     return 0
 
 
 def _check_usage(args: argparse.Namespace, error: Callable[[str], object]) -> None:
-    if args.plan is not None and (args.cut or args.until or args.regions or args.wire is not None or args.list_cuts):
-        error("--plan sets --cut, --until and --wire; leave them out")
-    if args.regions and (args.cut or args.until or args.name):
-        error("--region replaces --name; put its --cut and --until after it")
-    for region in args.regions or ():
-        if "cut" not in region:
-            error(f"--region {region['name']} has no --cut; put one after it")
-    if not args.list_cuts and not args.regions and not ((args.cut or args.plan) and args.name):
-        error("--cut (or --plan) and --name are required; --region or --list-cuts replaces them")
+    where.check_usage(args, error)
     if args.svg is not None and not args.list_cuts:
         error("--svg needs --list-cuts")
     if args.batch_delay is not None and args.max_batch is None:
@@ -274,11 +211,6 @@ def _check_usage(args: argparse.Namespace, error: Callable[[str], object]) -> No
         error("--policy is for the device bundle, which --only-subgraph keeps; leave one out")
     if args.check_input and not args.check:
         error("--check-input needs --check")
-
-
-def _regions(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The regions as keywords of `compile.Region`."""
-    return args.regions or [{"name": args.name, "cut": args.cut, "until": args.until}]
 
 
 def _read_samples(args: argparse.Namespace, inputs: Shapes) -> tuple[bool | Samples, Samples]:
@@ -325,12 +257,11 @@ def _compile(
 ) -> Compiled:
     from zmq_offload.compile import accuracy, api
 
-    regions = [api.Region(**region) for region in _regions(args)]
     return api.compile_model(
         args.model,
         inputs=inputs,
-        regions=regions,
-        wire=args.wire,
+        **where.keywords(args),
+        wire=args.wire or "float32",
         check=check,
         quantize=args.quantize,
         calibrate=accuracy.read_samples(args.calibrate or ()),
@@ -347,8 +278,12 @@ def _describe(compiled: Compiled, *, bundle: bool) -> list[Part]:
         lines.append(f"  takes   {'; '.join(map(str, model.inputs))}")
         lines.append(f"  returns {'; '.join(map(str, model.outputs))}")
     if bundle:
-        sealed = "  (not sealed: it holds a fallback)" if compiled.manifest.fallback else ""
+        manifest = compiled.manifest
+        held = "the whole model" if manifest.local else "a fallback"
+        sealed = "" if manifest.sealed else f"  (not sealed: it holds {held})"
         lines.append(f"device:   {compiled.device}{sealed}")
+        if manifest.splits:
+            lines.append(f"  splits  {'; '.join(split.name for split in manifest.splits)}")
     if compiled.quantized is not None:
         lines.append(f"int8:     {compiled.quantized}")
     if compiled.check is not None:
@@ -378,27 +313,5 @@ def _show_losses(
         )
     on = counted(len(given), "given input") if given else "a random input"
     show(f"accuracy: {' and '.join(wires)} on the wire against the uncut model, on {on}")
-    show(*(f"  {loss}" for loss in losses))
-
-
-def take_plan(args: argparse.Namespace, inputs: Shapes) -> dict[str, tuple[Dim, ...]]:
-    """Put a plan's cut and encoding into the arguments, and return the input shapes of the plan.
-
-    Raises InvalidArgument for a plan of another model or of other shapes than `inputs`, and for one that keeps weights
-    off the device where --with-fallback would put them there. Raises FailedPrecondition for a plan without a cut.
-    """
-    from zmq_offload.plan.files import Plan
-
-    plan = Plan.read(args.plan)
-    plan.model.check(Path(args.model), args.plan, inputs)
-    if plan.sealed and args.with_fallback:
-        raise InvalidArgument(
-            f"{args.plan} keeps {', '.join(map(repr, plan.sealed))} off the device (--seal), and --with-fallback would "
-            "put a copy there; leave it out, or plan without --seal"
-        )
-    if plan.local:
-        raise FailedPrecondition(
-            f"{args.plan} keeps the whole model on the device, since no cut is better; there is nothing to split"
-        )
-    args.cut, args.until, args.wire = list(plan.cut), list(plan.until) or None, plan.wire
-    return {name: tuple(shape) for name, shape in plan.model.inputs.items()}
+    encoded = {split.name for split in compiled.manifest.splits if split.wire != "float32"}
+    show(*(f"  {loss}" for loss in losses if not loss.way or loss.way in encoded))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from zmq_offload.cli import where
 from zmq_offload.console import settings
 from zmq_offload.console.parser import Parser
 
@@ -32,7 +33,7 @@ def add_options(parser: Parser) -> None:
 
 def use(args: argparse.Namespace, quantized: Quantized) -> None:
     """Let what follows use the int8 model, and cut it as the compiled one is cut."""
-    for region in args.regions or (vars(args),):
+    for region in where.places(args):
         for option in ("cut", "until"):
             if region.get(option):
                 region[option] = [quantized.tensors[tensor] for tensor in region[option]]
