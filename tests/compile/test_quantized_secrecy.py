@@ -11,6 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tests.support import quantized_models
+from tests.support.adaptive_bundles import run_splits
 from tests.support.bundle_secrets import assert_runs_sealed, contents
 from tests.support.local_client import LocalClient
 from tests.support.quantized_lstm import QuantizedLstm
@@ -64,3 +65,19 @@ def test_a_block_of_a_quantized_transformer(dynamic: bool, tmp_path: Path) -> No
     a, b = bundles
     # The symbol is a digest of the region, and the table of symbols has its hash.
     assert len(a) == len(b) and (a != b).sum() < 200
+
+
+def test_several_cuts_of_a_quantized_transformer(tmp_path: Path) -> None:
+    """The device holds the first block, and nothing of the second, which all splits offload."""
+    file, deepest, offloaded = quantized_models.transformer(tmp_path / "m.onnx", dynamic=False)
+    x = np.random.default_rng(0).standard_normal((1, 8, 16)).astype("f4")
+    compiled = compile_model(file, cuts=["x", deepest], name="m", output=tmp_path / "dist")
+    weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(file).graph.initializer}
+    bytes_ = {name: w for name, w in weights.items() if w.dtype == np.int8 and w.ndim == 2}
+    assert_runs_sealed(
+        compiled, [bytes_[n] for n in bytes_ if n in offloaded], [bytes_[n] for n in bytes_.keys() - offloaded]
+    )
+    assert b"hidden_block" not in contents(compiled.device)
+    right = onnxruntime.InferenceSession(str(file)).run(None, {"x": x})[0]
+    for found in run_splits(compiled, [x]).values():
+        np.testing.assert_allclose(found[0], right, rtol=0, atol=0.05 * np.abs(right).max())
