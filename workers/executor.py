@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from workers.aside import run_aside
 from workers.serving import DeviceLost
 from workers.warmup import usual_inputs, wanted_inputs
 from zmq_offload.artifacts.config import WarmUp
-from zmq_offload.artifacts.repository import LIBRARY, Repository
+from zmq_offload.artifacts.repository import LIBRARY, ModelVersion, Repository
 from zmq_offload.common.cudaerrors import gpu_lost, out_of_memory
 from zmq_offload.errors import FailedPrecondition, Internal, InvalidArgument, ResourceExhausted, one_line
 from zmq_offload.protocol.payload import Array
@@ -39,8 +40,10 @@ class GraphExecutor:
     TVM, for another CPU or another GPU, or if its library is not one of TVM's.
     """
 
-    def __init__(self, repository: Repository, name: str, version: int, gpu: Gpu | None = None) -> None:
-        self.model = repository.read(name, version)
+    def __init__(
+        self, repository: Repository, name: str, version: int, gpu: Gpu | None = None, model: ModelVersion | None = None
+    ) -> None:
+        self.model = model or repository.read(name, version)
         folder = repository.path(name, version)
         self._folder = folder.parent
         check_tvm_version(folder, self.model.tvm_version)
@@ -96,18 +99,25 @@ class GraphExecutor:
             if len(requests) == 1:
                 return [self._machine.run(requests[0])]
             results = self._machine.run_together(requests)
-        except InvalidArgument as error:
-            raise InvalidArgument(f"{self._name}: {error.message}") from None
         except Exception as error:
-            if out_of_memory(error):
-                release_memory()
-                raise ResourceExhausted(
-                    f"{self._name}: the GPU has too little memory for the request; send fewer rows at once"
-                ) from error
-            if (fault := gpu_lost(error)) is not None:
-                raise DeviceLost(f"{self._name}: the GPU is lost to this process ({fault})") from error
-            raise Internal(f"{self._name} failed: {one_line(error)}") from error
-        rows = [request[0].shape[0] for request in requests]
+            self._fail(error)
+        return self._split(results, [request[0].shape[0] for request in requests])
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """Raise what an error of the machine's means."""
+        if isinstance(error, InvalidArgument):
+            raise InvalidArgument(f"{self._name}: {error.message}") from None
+        if out_of_memory(error):
+            release_memory()
+            raise ResourceExhausted(
+                f"{self._name}: the GPU has too little memory for the request; send fewer rows at once"
+            ) from error
+        if (fault := gpu_lost(error)) is not None:
+            raise DeviceLost(f"{self._name}: the GPU is lost to this process ({fault})") from error
+        raise Internal(f"{self._name} failed: {one_line(error)}") from error
+
+    def _split(self, results: list[Array], rows: Sequence[int]) -> list[list[Array]]:
+        """The outputs of each request, which has so many rows of the `results`."""
         if any(r.ndim == 0 or r.shape[0] != sum(rows) for r in results):
             raise Internal(f"{self._name} mixes the rows of a batch; serve it without batching")
         ends = list(itertools.accumulate(rows))
@@ -116,3 +126,33 @@ class GraphExecutor:
     @property
     def _name(self) -> str:
         return f"model {self.model.name!r} version {self.model.version}"
+
+
+class GpuExecutor(GraphExecutor):
+    """A `GraphExecutor` of a version that was built for a GPU."""
+
+    _machine: GpuMachine
+
+    def begin(self, requests: Sequence[Sequence[Array]]) -> Callable[[], list[list[Array]]]:
+        """Begin what `run` does, for at most two runs at a time. What this returns waits for the end, once, and raises
+        as `run` does. The inputs are read by now."""
+        try:
+            flight = self._machine.begin(requests)
+        except Exception as error:
+            self._fail(error)
+        rows = [request[0].shape[0] for request in requests] if len(requests) > 1 else []
+
+        def end() -> list[list[Array]]:
+            try:
+                results = flight.end()
+            except Exception as error:
+                self._fail(error)
+            return self._split(results, rows) if rows else [results]
+
+        return end
+
+
+def executor_of(repository: Repository, name: str, version: int, gpu: Gpu | None = None) -> GraphExecutor:
+    """The executor of a version, which runs on `gpu` if it was built for one. Raises as `GraphExecutor` does."""
+    model = repository.read(name, version)
+    return (GraphExecutor if model.gpu is None else GpuExecutor)(repository, name, version, gpu, model)

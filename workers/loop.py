@@ -82,7 +82,7 @@ class Worker:
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
         else:
             with needs("tvm"):  # an echo worker runs without
-                from workers.executor import GraphExecutor, bind_threads
+                from workers.executor import bind_threads, executor_of
                 from zmq_offload.runtime.gpu import open_gpu
                 from zmq_offload.runtime.machine import release_memory
 
@@ -94,10 +94,10 @@ class Worker:
                 log.info("device %s: %s, compute capability %s", gpu.name, gpu.title, gpu.capability)
 
             def load(repository: Repository, name: str, version: int) -> Executor:
-                return GraphExecutor(repository, name, version, gpu)
+                return executor_of(repository, name, version, gpu)
 
             def load_warm(repository: Repository, name: str, version: int) -> Executor:
-                executor = GraphExecutor(repository, name, version, gpu)
+                executor = executor_of(repository, name, version, gpu)
                 executor.warm_up(cores, deployment.config_of(name).warmup)
                 return executor
 

@@ -259,7 +259,7 @@ class WorkerSession:
         if self.held and self.held[0].group is None:
             return [self.held.popleft()], actions
         for batch, ready_at, full in self._batches():
-            if now >= ready_at and (full or not ahead):
+            if now >= ready_at and (not ahead or (full and batch[0].message.attempt == 1)):
                 self._note_size(batch)
                 for attempt in batch:
                     self.held.remove(attempt)

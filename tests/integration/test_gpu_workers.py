@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import onnx_models
 from tests.support.gpus import for_a_gpu
-from tests.support.processes import running_broker, running_workers, status, wait_for_workers
+from tests.support.processes import eventually, running_broker, running_workers, status, wait_for_workers
 from zmq_offload import Client
 from zmq_offload.errors import ResourceExhausted, Unavailable
 
@@ -28,19 +28,34 @@ def assert_right(client: Client) -> None:
     np.testing.assert_allclose(found, RIGHT, atol=1e-5)
 
 
-def test_each_gpu_has_a_process_and_one_that_is_not_there_stops_no_other(repository: str) -> None:
+def fail_next(fault: Path, text: str) -> None:
+    """Let the next run of a stub fail."""
+    written = fault.with_name("written")
+    written.write_text(f"CUDA Runtime Error: {text}")
+    written.rename(fault)
+
+
+def test_each_gpu_has_a_process_and_one_that_is_not_there_stops_no_other(repository: str, tmp_path: Path) -> None:
+    """A lack of memory is an error of the request, and the worker goes on."""
+    fault = tmp_path / "fault"
     with (
         running_broker() as broker,
         running_workers(
-            broker.backend, "--repository", repository, "--device", "cuda:0,cuda:1,cuda:2", program=STUB, GPUS="2"
+            broker.backend, "--repository", repository, "--device", "cuda:0,cuda:1,cuda:2", program=STUB, GPUS="2",
+            GPU_FAULT=str(fault),
         ) as workers,
         Client(broker.frontend) as client,
-    ):
+    ):  # fmt: skip
         wait_for_workers(broker.frontend, 2)
         assert {worker["device"] for worker in status(broker.frontend)["workers"]} == {"cuda:0", "cuda:1"}
         workers.wait_for(r"cuda:2 is not there; `nvidia-smi -L`")
         workers.wait_for(r"worker 2 ended with code 1; starting another in")
         assert_right(client)
+        fail_next(fault, "cudaErrorMemoryAllocation (2): out of memory")
+        with pytest.raises(ResourceExhausted, match="the GPU has too little memory for the request"):
+            client.infer("mlp", {"h2": H2}, timeout=20)
+        assert_right(client)
+        assert client.status()["lost_workers"] == 0
 
 
 def test_a_lost_gpu_ends_the_worker_and_its_request_is_run_again(repository: str, tmp_path: Path) -> None:
@@ -55,8 +70,7 @@ def test_a_lost_gpu_ends_the_worker_and_its_request_is_run_again(repository: str
     ):  # fmt: skip
         wait_for_workers(broker.frontend, 2)
         assert_right(client)
-        (tmp_path / "written").write_text("CUDA Runtime Error: cudaErrorIllegalAddress (700): an illegal memory access")
-        (tmp_path / "written").rename(fault)
+        fail_next(fault, "cudaErrorIllegalAddress (700): an illegal memory access was encountered")
         assert_right(client)
         assert not fault.exists()
         workers.wait_for(r"model 'mlp' version 1: the GPU is lost to this process \(cudaErrorIllegalAddress\); ending")
@@ -67,23 +81,31 @@ def test_a_lost_gpu_ends_the_worker_and_its_request_is_run_again(repository: str
         assert_right(client)
 
 
-def test_a_lack_of_memory_is_the_requests_error_and_the_worker_goes_on(repository: str, tmp_path: Path) -> None:
-    fault = tmp_path / "fault"
-    fault.touch()
+def test_under_load_runs_overlap_and_each_caller_gets_its_own_outputs(repository: str, tmp_path: Path) -> None:
+    """With a fault in the middle, which takes a run that computes and one that was begun ahead with it."""
+    fault, overlapped = tmp_path / "fault", tmp_path / "overlapped"
+    weights = onnx_models.random(16, 8, seed=2)
     with (
         running_broker() as broker,
         running_workers(
-            broker.backend, "--repository", repository, "--device", "cuda:0", program=STUB, GPU_FAULT=str(fault)
+            broker.backend, "--repository", repository, "--device", "cuda:0", program=STUB, GPU_FAULT=str(fault),
+            GPU_OVERLAPPED=str(overlapped), GPU_SECONDS="0.002",
         ),
         Client(broker.frontend) as client,
-    ):
+    ):  # fmt: skip
         wait_for_workers(broker.frontend, 1)
-        (tmp_path / "written").write_text("CUDA Runtime Error: cudaErrorMemoryAllocation (2): out of memory")
-        (tmp_path / "written").rename(fault)
-        with pytest.raises(ResourceExhausted, match="the GPU has too little memory for the request"):
-            client.infer("mlp", {"h2": H2}, timeout=20)
-        assert_right(client)
-        assert client.status()["lost_workers"] == 0
+        assert_right(client)  # the next is not short any more
+        given = [onnx_models.random(2, 16, seed=seed) for seed in range(60)]
+        calls = [client.submit("mlp", {"h2": h2}, timeout=30) for h2 in given]
+        eventually(overlapped.exists)
+        fail_next(fault, "cudaErrorLaunchFailure (719): unspecified launch failure")
+        for h2, call in zip(given, calls, strict=True):
+            (found,) = call.result().values()
+            np.testing.assert_allclose(found, 1 / (1 + np.exp(-(h2 @ weights))), atol=1e-5)
+        assert not fault.exists()
+        found = client.status()
+        assert (found["requests"]["failed"], found["lost_workers"]) == ({}, 1)
+        assert 1 <= found["requests"]["retried"] <= 4, "those that the worker held"
 
 
 def test_a_version_for_a_gpu_that_is_not_there_is_refused_when_it_is_loaded(repository: str) -> None:

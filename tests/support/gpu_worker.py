@@ -1,13 +1,15 @@
 """`python -m tests.support.gpu_worker`: workers whose GPU is a stub, for machines without one.
 
 GPUS says how many there are, all of compute capability 9.0; the CPU computes for them. GPU_FAULT names a file: if it
-exists, the next run takes it away and fails with the error that it has, as TVM would.
+exists, the next run takes it away and fails with the error that it has, as TVM would. GPU_SECONDS is how long a run
+takes, and GPU_OVERLAPPED names a file that is made when a run began before the last one ended.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ GPUS = int(os.environ.get("GPUS", "1"))
 def install() -> None:
     """Replace the GPUs of this process by stubs."""
     from tests.support.gpus import stub_gpu
-    from zmq_offload.runtime import gpu
+    from zmq_offload.runtime import copies, gpu
 
     def open_stub(name: str) -> gpu.Gpu:
         if int(name.removeprefix("cuda:")) >= GPUS:
@@ -42,6 +44,21 @@ def install() -> None:
             raise RuntimeError(text)
         return results(self, arguments)
 
+    wait = copies.Copies.wait
+
+    def waiting(self: Any, event: int) -> None:
+        time.sleep(float(os.environ.get("GPU_SECONDS", "0")))
+        wait(self, event)
+
+    add = gpu.Flight.__init__
+
+    def added(self: Any, on: gpu.Gpu, *others: Any) -> None:
+        if on.flights and (overlapped := os.environ.get("GPU_OVERLAPPED")):
+            Path(overlapped).touch()
+        add(self, on, *others)
+
+    gpu.Flight.__init__ = added  # type: ignore[method-assign]
+    copies.Copies.wait = waiting  # type: ignore[method-assign]
     gpu.open_gpu = open_stub
     gpu.GpuMachine._results = failing  # type: ignore[method-assign]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,136 @@ class StubDriver:
         address.value = b"0000:%02X:00.0" % (0x3B + device.value)
 
 
-def stub_gpu(name: str = "cuda:0", capability: str = "9.0") -> Any:
+class _Function:
+    """A function of a library, as `ctypes` has it."""
+
+    argtypes: Any = None
+    restype: Any = None
+
+    def __init__(self, does: Callable[..., int]) -> None:
+        self._does = does
+
+    def __call__(self, *values: Any) -> Any:
+        return self._does(*values)
+
+
+class StubCudart:
+    """CUDA's runtime for one GPU that is the CPU.
+
+    What is put on a stream of copies is done when something waits for it, in the order of the stream, and no sooner. So
+    a program that does not wait finds old bytes. What is on the default stream is done at once.
+    """
+
+    def __init__(self, memory: int = 1 << 40) -> None:
+        self.memory = memory
+        """Bytes of page-locked memory that there are."""
+        self.code = 0
+        """What the next call returns."""
+        self.waiting: dict[int, list[Callable[[], object]]] = {}
+        self.done: list[str] = []
+        """What was done, in this order."""
+        self._events: dict[int, tuple[int, int]] = {}
+        self._begun: dict[int, int] = {}
+        self._locked: dict[int, Any] = {}
+        self._made = 0
+
+    def __getattr__(self, name: str) -> _Function:
+        function = _Function(getattr(type(self), f"_{name}").__get__(self))
+        setattr(self, name, function)
+        return function
+
+    def _new(self, where: Any) -> int:
+        self._made += 1
+        where._obj.value = self._made
+        return 0
+
+    def _cudaSetDevice(self, number: int) -> int:
+        return 0
+
+    def _cudaStreamCreateWithFlags(self, stream: Any, flags: int) -> int:
+        assert flags == 1, "it would wait for the default stream"
+        self._new(stream)
+        self.waiting[stream._obj.value], self._begun[stream._obj.value] = [], 0
+        return 0
+
+    def _cudaEventCreateWithFlags(self, event: Any, flags: int) -> int:
+        return self._new(event)
+
+    def _cudaEventRecord(self, event: int, stream: int | None) -> int:
+        if stream is not None:
+            self._events[event] = stream, self._begun[stream] + len(self.waiting[stream])
+        return 0
+
+    def _cudaStreamWaitEvent(self, stream: int | None, event: int, flags: int) -> int:
+        if stream is None:
+            return self._cudaEventSynchronize(event)
+        assert event not in self._events, "copies wait for what computes, which is done"
+        return 0
+
+    def _cudaEventSynchronize(self, event: int) -> int:
+        code, self.code = self.code, 0
+        stream, end = self._events[event]
+        while self._begun[stream] < end:
+            self._begun[stream] += 1
+            self.waiting[stream].pop(0)()
+        return code
+
+    def _cudaStreamSynchronize(self, stream: int | None) -> int:
+        while stream is not None and self.waiting[stream]:
+            self._begun[stream] += 1
+            self.waiting[stream].pop(0)()
+        return 0
+
+    def _cudaMemcpyAsync(self, there: int, source: int, nbytes: int, kind: int, stream: int) -> int:
+        name = {1: "in", 2: "out"}[kind]
+        if not self._is_locked(source if kind == 1 else there):
+            # The source is read before this returns, and the destination written: by CUDA's own staging.
+            self._cudaStreamSynchronize(stream)
+            ctypes.memmove(there, source, nbytes)
+            self.done.append(f"{name}, not locked")
+            return 0
+
+        def copy() -> None:
+            ctypes.memmove(there, source, nbytes)
+            self.done.append(name)
+
+        self.waiting[stream].append(copy)
+        return 0
+
+    def _is_locked(self, address: int) -> bool:
+        return any(first <= address < first + len(memory) for first, memory in self._locked.items())
+
+    def _cudaHostAlloc(self, where: Any, size: int, flags: int) -> int:
+        if size > self.memory:
+            return 2
+        self.memory -= size
+        memory = ctypes.create_string_buffer(size)
+        where._obj.value = ctypes.addressof(memory)
+        self._locked[ctypes.addressof(memory)] = memory
+        return 0
+
+    def _cudaFreeHost(self, address: int) -> int:
+        self.memory += len(self._locked.pop(address))
+        return 0
+
+    def _cudaDeviceGetPCIBusId(self, address: Any, length: int, number: int) -> int:
+        address.value = b"0000:3B:00.0"
+        return 0
+
+    def _cudaGetErrorName(self, code: int) -> bytes:
+        return {2: b"cudaErrorMemoryAllocation", 700: b"cudaErrorIllegalAddress"}[code]
+
+    def _cudaGetErrorString(self, code: int) -> bytes:
+        return {2: b"out of memory", 700: b"an illegal memory access was encountered"}[code]
+
+
+def stub_gpu(name: str = "cuda:0", capability: str = "9.0", cudart: StubCudart | None = None) -> Any:
     """The CPU, in the place of a GPU."""
+    from zmq_offload.runtime.copies import Copies, Cudart
     from zmq_offload.runtime.gpu import Gpu
     from zmq_offload.runtime.tvm_library import CPU
 
-    return Gpu(name, capability, CPU, "Stub")
+    return Gpu(name, capability, CPU, "Stub", Copies(Cudart(cudart or StubCudart()), 0))
 
 
 def for_a_gpu(repository: Path, model: str = "mlp", architecture: str = "sm_90") -> Path:

@@ -26,14 +26,14 @@ class Bench:
         self.session.announce([], {MODEL: Batching(max_batch, delay_us)})
         self.count = 0
 
-    def give(self, *, group: Hashable = "g", rows: int = 1, budget: float = 60) -> int:
+    def give(self, *, group: Hashable = "g", rows: int = 1, budget: float = 60, attempt: int = 1) -> int:
         self.count += 1
-        message = wire.Dispatch(ALICE, self.count, 1, *MODEL, int(budget * 1e6))
+        message = wire.Dispatch(ALICE, self.count, attempt, *MODEL, int(budget * 1e6))
         self.session.given(0, message, None, self.now, group=group, rows=rows)
         return self.count
 
-    def next(self) -> list[int]:
-        batch, _ = self.session.next(self.now)
+    def next(self, *, ahead: bool = False) -> list[int]:
+        batch, _ = self.session.next(self.now, ahead=ahead)
         return [attempt.message.id for attempt in batch]
 
 
@@ -81,6 +81,28 @@ def test_after_a_batch_of_several_even_a_lone_request_waits_once() -> None:
     assert bench.next() == [number]
     number = bench.give()
     assert bench.next() == [number]
+
+
+def test_while_others_run_only_those_are_taken_that_gain_nothing_by_waiting() -> None:
+    bench = Bench(max_batch=2, delay_us=0)
+    bench.give()
+    assert bench.next(ahead=True) == [], "another may join it until the others end"
+    alone = bench.give(group=None)
+    assert bench.next(ahead=True) == [alone]
+    bench.give()
+    assert bench.next(ahead=True) == [1, 3]
+    assert bench.next(ahead=True) == bench.next() == []
+
+
+def test_an_attempt_after_the_first_is_not_taken_while_others_run() -> None:
+    """Nor is it overtaken for ever: what comes after it waits, too."""
+    bench = Bench()
+    repeated, later = bench.give(group=None, attempt=2), bench.give(group=None)
+    assert bench.next(ahead=True) == []
+    assert (bench.next(), bench.next(ahead=True)) == ([repeated], [later])
+    gathering, repeated = bench.give(), bench.give(group=None, attempt=2)
+    assert bench.next(ahead=True) == []
+    assert (bench.next(), bench.next()) == ([gathering], [repeated])
 
 
 def test_shapes_that_cannot_be_combined_never_wait_for_each_other() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.support import onnx_models
 from tests.support.gpus import for_a_gpu, stub_gpu
 from workers.config import parse
-from workers.executor import GraphExecutor
+from workers.executor import executor_of
 from workers.serving import DeviceLost, Job, execute
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.compile import Compiled
@@ -27,16 +27,16 @@ def repository(fresh_mlp: Path) -> Repository:
 
 def test_a_worker_without_a_gpu_refuses_it(repository: Repository) -> None:
     with pytest.raises(FailedPrecondition, match=r"subgraph\.so was built for a GPU \(sm_90\), .* --device cuda:0"):
-        GraphExecutor(repository, "mlp", 1)
+        executor_of(repository, "mlp", 1)
 
 
 def test_a_worker_with_another_gpu_refuses_it(repository: Repository) -> None:
     with pytest.raises(FailedPrecondition, match=r"subgraph\.so was built for .* capability 9\.0, cuda:0 has 8\.6; "):
-        GraphExecutor(repository, "mlp", 1, stub_gpu(capability="8.6"))
+        executor_of(repository, "mlp", 1, stub_gpu(capability="8.6"))
 
 
 def test_a_worker_with_the_gpu_runs_it_there(repository: Repository) -> None:
-    executor = GraphExecutor(repository, "mlp", 1, stub_gpu())
+    executor = executor_of(repository, "mlp", 1, stub_gpu())
     assert isinstance(executor._machine, GpuMachine)
     ((found,),) = executor.run([[H2]])
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-(H2 @ onnx_models.random(16, 8, seed=2)))), atol=1e-5)
@@ -45,17 +45,17 @@ def test_a_worker_with_the_gpu_runs_it_there(repository: Repository) -> None:
 def test_inputs_may_be_unaligned_read_only_views(repository: Repository) -> None:
     frame = memoryview(b"\x01" + H2.tobytes())
     view = np.frombuffer(frame[1:], "<f4").reshape(2, 16)
-    executor = GraphExecutor(repository, "mlp", 1, stub_gpu())
+    executor = executor_of(repository, "mlp", 1, stub_gpu())
     np.testing.assert_array_equal(executor.run([[view]])[0][0], executor.run([[H2]])[0][0])
 
 
 def test_a_version_for_the_cpu_runs_there_in_a_worker_with_a_gpu(compiled_mlp: Compiled) -> None:
-    executor = GraphExecutor(Repository(compiled_mlp.subgraphs[0].parent.parent), "mlp", 1, stub_gpu())
+    executor = executor_of(Repository(compiled_mlp.subgraphs[0].parent.parent), "mlp", 1, stub_gpu())
     assert not isinstance(executor._machine, GpuMachine)
 
 
 def test_a_lack_of_memory_is_an_error_of_the_request(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = GraphExecutor(repository, "mlp", 1, stub_gpu())
+    executor = executor_of(repository, "mlp", 1, stub_gpu())
 
     def fails(*_: object) -> None:
         raise RuntimeError("CUDA Runtime Error: cudaErrorMemoryAllocation (2): out of memory")
@@ -68,7 +68,7 @@ def test_a_lack_of_memory_is_an_error_of_the_request(repository: Repository, mon
 
 
 def test_a_lost_gpu_is_no_answer_to_a_request(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = GraphExecutor(repository, "mlp", 1, stub_gpu())
+    executor = executor_of(repository, "mlp", 1, stub_gpu())
 
     def fails(*_: object) -> None:
         raise RuntimeError("CUDA Runtime Error: cudaErrorIllegalAddress (700): an illegal memory access")

@@ -5,31 +5,44 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import threading
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from zmq_offload.errors import FailedPrecondition, one_line
 from zmq_offload.protocol.payload import Array
-from zmq_offload.protocol.tensors import ANY, TensorSpec
+from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.runtime import tvm_library
-from zmq_offload.runtime.machine import MAIN, Machine, memory
+from zmq_offload.runtime.copies import Copies, Cudart
+from zmq_offload.runtime.machine import MAIN, Machine
 from zmq_offload.runtime.tvm_library import tvm_ffi
 
 _EXISTS, _CAPABILITY, _TITLE = 0, 4, 5
 """Of `tvm::runtime::DeviceAttrKind`."""
 
 
-@dataclass(frozen=True)
+AT_ONCE = 2
+"""The most runs of a machine that have begun and not ended: one computes, and the inputs of the next are copied."""
+
+
+@dataclass(frozen=True, eq=False)
 class Gpu:
     """A GPU that is there. `device` is TVM's name for it."""
 
     name: str
     capability: str
     device: tvm_ffi.Device
-    title: str = ""
+    title: str
+    copies: Copies
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a thread gives the GPU something to do. A thread that captures a CUDA graph, as the first run of a
+    machine may, forbids all others the default stream meanwhile."""
+    flights: set[object] = field(default_factory=set)
+    """The runs that have begun and not ended."""
 
 
 def open_gpu(name: str) -> Gpu:
@@ -45,7 +58,11 @@ def open_gpu(name: str) -> Gpu:
     device = tvm_ffi.device("cuda", number)
     if not _attribute(device, _EXISTS):
         raise FailedPrecondition(f"{name} is not there; `nvidia-smi -L` lists the GPUs of this machine")
-    return Gpu(name, str(_attribute(device, _CAPABILITY)), device, str(_attribute(device, _TITLE)))
+    try:
+        copies = Copies(Cudart(ctypes.CDLL("libcudart.so.13")), number)
+    except (OSError, RuntimeError) as error:  # a GPU that is in a fault, or whose memory others have taken
+        raise FailedPrecondition(f"{name} cannot be used: {one_line(error)}; `nvidia-smi` tells its state") from None
+    return Gpu(name, str(_attribute(device, _CAPABILITY)), device, str(_attribute(device, _TITLE)), copies)
 
 
 def _attribute(device: tvm_ffi.Device, number: int) -> object:
@@ -61,33 +78,102 @@ def _load_cuda() -> None:
     tvm_library.load("tvm_runtime_cuda")
 
 
-class GpuMachine(Machine):
-    """A `Machine` on a GPU. Inputs are copied to it from where they are, and outputs into memory of the CPU.
+class _Slot:
+    """The memory for the inputs of one run: on the GPU, and page-locked. It is made anew when shapes change."""
 
-    Inputs do not pass through page-locked memory: copying them there takes longer than it saves.
+    def __init__(self, gpu: Gpu, inputs: int) -> None:
+        self._gpu = gpu
+        self._there: list[tvm_ffi.Tensor | None] = [None] * inputs
+        self._staging: list[Array | None] = [None] * inputs
+        self.ended = gpu.copies.event()
+        """The end of the copies of its outputs."""
+
+    def fill(self, at: int, arrays: Sequence[Array], staged: bool) -> tvm_ffi.Tensor:
+        """Begin to copy an input to the GPU: the arrays of requests that run together, one after the other. The arrays
+        are read by then, `staged` or not."""
+        first = arrays[0]
+        shape = (sum(array.shape[0] for array in arrays), *first.shape[1:]) if len(arrays) > 1 else first.shape
+        dtype = first.dtype.newbyteorder("=")
+        there = self._there[at]
+        if there is None or tuple(there.shape) != shape:
+            there = self._there[at] = tvm_library.empty(shape, dtype, self._gpu.device)
+        if len(arrays) == 1 and not staged:
+            source = np.ascontiguousarray(first, dtype)
+        else:
+            staging = self._staging[at]
+            if staging is None or staging.shape != shape:
+                staging = self._staging[at] = self._gpu.copies.memory(shape, dtype)
+            source = np.concatenate(arrays, out=staging) if len(arrays) > 1 else staging
+            if len(arrays) == 1:
+                source[...] = first
+        self._gpu.copies.into(there.data_ptr(), source)
+        return there
+
+
+class Flight:
+    """A run on a GPU that has begun."""
+
+    def __init__(self, gpu: Gpu, slot: _Slot, free: list[_Slot], results: object, outputs: list[Array]) -> None:
+        self._gpu, self._slot, self._free = gpu, slot, free
+        self._results = results  # which hold the memory on the GPU
+        self._outputs = outputs
+        gpu.flights.add(self)
+
+    def end(self) -> list[Array]:
+        """Wait for the outputs, which are the caller's. Raises RuntimeError if the run failed."""
+        try:
+            self._gpu.copies.wait(self._slot.ended)
+            return self._outputs
+        finally:
+            self._gpu.flights.discard(self)
+            self._free.append(self._slot)
+
+
+class GpuMachine(Machine):
+    """A `Machine` on a GPU, where a second run can begin before the first has ended.
+
+    While one computes, the inputs of the next are copied to the GPU through page-locked memory. A run that is alone
+    there has its inputs copied from where they are: the way through page-locked memory takes longer than it saves.
     """
 
     def __init__(self, library: tvm_ffi.Module, inputs: Sequence[TensorSpec], gpu: Gpu, *, entry: str = MAIN) -> None:
-        super().__init__(library, (), gpu.device, entry=entry)
+        with gpu.turn:
+            gpu.copies.use()
+            super().__init__(library, (), gpu.device, entry=entry)
         self._gpu = gpu
         self._specs = inputs
-        self._there = [None if ANY in spec.shape else self._empty(spec.shape, spec.dtype) for spec in inputs]
+        self._slots = [_Slot(gpu, len(inputs)) for _ in range(AT_ONCE)]
+        weakref.finalize(self, gpu.copies.give_back, [slot.ended for slot in self._slots])
 
-    def _run(self, arrays: Sequence[Array]) -> list[Array]:
-        arguments = [
-            tvm_library.fill(own or self._empty(array.shape, array.dtype.newbyteorder("=")), array)
-            for own, array in zip(self._there, arrays, strict=True)
-        ]
-        results = []
-        for tensor in self._results(arguments):
-            there, view = memory(tensor.shape, tensor.dtype)
-            tvm_library.copy(tensor, there)
-            results.append(view)
-        tvm_library.wait_for(self._gpu.device)
-        return results
+    def begin(self, requests: Sequence[Sequence[Array]]) -> Flight:
+        """Begin to run requests together, one after the other along dimension 0. Raises as `run` does."""
+        with self._inside, self._gpu.turn:
+            return self._begin(requests)
+
+    def _begin(self, requests: Sequence[Sequence[Array]]) -> Flight:
+        gpu, copies, slot = self._gpu, self._gpu.copies, self._slots.pop()
+        try:
+            copies.use()
+            inputs = enumerate(zip(*requests, strict=True))
+            arguments = [slot.fill(at, arrays, bool(gpu.flights)) for at, arrays in inputs]
+            copies.compute_after()
+            results = list(self._results(arguments))
+            copies.copy_after()
+            outputs = [copies.memory(tuple(tensor.shape), np.dtype(str(tensor.dtype))) for tensor in results]
+            for tensor, output in zip(results, outputs, strict=True):
+                copies.out_of(tensor.data_ptr(), output)
+            copies.mark(slot.ended)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                copies.settle()  # before others use the memory
+            self._slots.append(slot)
+            raise
+        return Flight(gpu, slot, self._slots, results, outputs)
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        return self.run_together([arrays])
 
     def run_together(self, requests: Sequence[Sequence[Array]]) -> list[Array]:
-        return self.run([np.concatenate(arrays) for arrays in zip(*requests, strict=True)])
-
-    def _empty(self, shape: Sequence[int], dtype: object) -> tvm_ffi.Tensor:
-        return tvm_library.empty(shape, dtype, self._gpu.device)
+        flight = self.begin(requests)
+        with self._inside:
+            return flight.end()
