@@ -78,7 +78,7 @@ def test_a_cut_costs_the_devices_part_the_way_there_the_servers_part_and_the_way
 
 def test_the_rate_is_that_of_the_slowest_stage_and_a_round_trip_holds_up_nothing() -> None:
     slow = costs(LINK).predict(Split(1, 3))
-    assert slow.interval == slow.busy_up == pytest.approx(0.2, rel=0.01)
+    assert slow.interval == LINK.up_time(slow.sent) == pytest.approx(0.2, rel=0.01)
     assert costs(Network(8e6, 10.0)).predict(Split(1, 3)).interval == slow.interval
     fast = costs(Network(1e12, 0.01)).predict(Split(1, 3))
     assert fast.interval == fast.device_time == pytest.approx(0.008)

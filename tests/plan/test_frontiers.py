@@ -44,7 +44,7 @@ def graphs(draw: st.DrawFn) -> Dag:
 
 
 @given(graphs(), st.data())
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_the_cut_has_the_fewest_bytes_of_all_and_is_the_last_of_them(graph: Dag, data: st.DataObject) -> None:
     done = data.draw(st.sampled_from(list(prefixes(graph))[:-1]))
     later = data.draw(st.sampled_from([bits(iter([v])) for v in range(len(graph.uses)) if not done >> v & 1]))
@@ -63,7 +63,7 @@ def test_the_cut_has_the_fewest_bytes_of_all_and_is_the_last_of_them(graph: Dag,
 
 
 @given(graphs())
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_places_are_cuts_of_few_tensors_in_the_order_of_work(graph: Dag) -> None:
     found = places(graph, 2)
     allowed = set(prefixes(graph))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from functools import partial
 from pathlib import Path
 
 from zmq_offload.common import units
@@ -20,6 +22,7 @@ from zmq_offload.console.tables import Facts, Prose, show
 from zmq_offload.plan.costs import OBJECTIVES, WIRES, Network
 
 PICTURE = "zmq-offload-plan.png"
+MEASURE = "measure"
 
 rate = checked(units.bandwidth, bool, "a bandwidth like 50Mbit")
 delay = checked(units.duration, lambda t: t >= 0, "a time like 10ms")
@@ -51,15 +54,19 @@ def add_options(parser: Parser) -> None:
     settings.add_picture(parser, PICTURE)
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_verbose(parser)
-    parser.set_defaults(run=stoppable(silent(run)))
+    parser.set_defaults(run=stoppable(silent(partial(run, parser))))
 
 
 def _add_link_options(parser: Parser) -> None:
     group = parser.add_argument_group("the link")
+    group.add_argument("--bandwidth", type=rate, metavar="RATE", help="payload rate in each direction, e.g. 50Mbit")
+    group.add_argument("--rtt", type=delay, metavar="TIME", help="round-trip time, e.g. 10ms")
     group.add_argument(
-        "--bandwidth", required=True, type=rate, metavar="RATE", help="payload rate in each direction, e.g. 50Mbit"
+        "--link",
+        choices=(MEASURE,),
+        help="instead of both: measure the link from here to the broker (with a worker of --executor echo, both ways)",
     )
-    group.add_argument("--rtt", required=True, type=delay, metavar="TIME", help="round-trip time, e.g. 10ms")
+    settings.add_frontend(parser)
 
 
 def _add_machine_options(parser: Parser) -> None:
@@ -81,6 +88,14 @@ def _add_machine_options(parser: Parser) -> None:
 
 def _add_choice_options(parser: Parser) -> None:
     group = parser.add_argument_group("the choice")
+    group.add_argument(
+        "--cuts",
+        type=count,
+        default=1,
+        metavar="K",
+        help="choose up to K cuts that together serve the links around this one, for `compile --cuts`",
+    )
+    group.add_argument("--tensors", type=count, default=4, metavar="N", help="the most tensors of a cut (default: 4)")
     group.add_argument("--objective", choices=OBJECTIVES, default="latency", help="what to optimize (default: latency)")
     group.add_argument(
         "--seal", nargs="+", action="extend", default=[], metavar="TENSOR", help="weights that must stay off the device"
@@ -110,7 +125,23 @@ def _add_choice_options(parser: Parser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def _network(args: argparse.Namespace) -> Network:
+    """The link that the options say."""
+    if args.link is None:
+        return Network(args.bandwidth, args.rtt)
+    from zmq_offload.plan.measured_link import ECHO, measure_link
+
+    network, both = measure_link(args.broker)
+    if not both and not args.quiet:
+        print(f"no worker serves {ECHO!r}, so the way back counts as fast as the way there", file=sys.stderr)
+    return network
+
+
+def run(parser: Parser, args: argparse.Namespace) -> int:
+    if args.link is None and (args.bandwidth is None or args.rtt is None):
+        parser.error("the link is missing; give --bandwidth and --rtt, or --link")
+    if args.link is not None and (args.bandwidth or args.rtt is not None):
+        parser.error("--link stands for --bandwidth and --rtt; leave them out")
     server_threads = args.server_threads or usable_cores()
     # Before TVM starts its threads: it cannot use more later.
     os.environ["TVM_NUM_THREADS"] = str(server_threads)
@@ -130,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     question = planning.Question(
         model=args.model,
         inputs=shapes.parse_shapes(args.input),
-        network=Network(args.bandwidth, args.rtt),
+        network=_network(args),
         wires=[wire for wire in WIRES if wire in args.wire],
         objective=args.objective,
         server_threads=server_threads,
@@ -139,19 +170,26 @@ def run(args: argparse.Namespace) -> int:
         slowdown=args.device_slowdown,
         sealed=args.seal,
         private=args.private,
+        cuts=args.cuts,
+        most_tensors=args.tensors,
         confirm=args.confirm,
         repeat=args.repeat,
     )
     answer = planning.make_plan(question, Progress(3, quiet=args.quiet))
     costs, decision = answer.costs, answer.decision
-    title = f"{args.model.name} over {units.bandwidth_text(args.bandwidth)}, {args.rtt * 1e3:g} ms"
+    title = f"{args.model.name} over {report.link_text(question.network)}"
     save(cuts.draw(report.chart(costs, decision, question.wires, title)), args.output)
     if args.save is not None:
         answer.plan.write(args.save)
     table = report.table(costs, decision, answer.rules, args.top)
     show(Facts(report.facts(costs, decision, answer.facts), 10), "", table, "", report.UNITS, "")
     show(Prose(report.verdict(costs, decision, answer.rules)))
-    if args.save is not None and not answer.plan.local:
-        print(report.compile_command(args.model, args.save, None if device is None else device.times.target))
+    target = None if device is None else device.times.target
+    if answer.links:
+        show("", report.several(costs, answer.several, answer.links, decision), "", report.SEVERAL)
+    if args.save is not None and answer.plan.cuts:
+        print(report.compile_command(args.model, args.save, target, "--cuts"))
+    elif args.save is not None and not answer.plan.local:
+        print(report.compile_command(args.model, args.save, target))
     print(f"drawn in {args.output}")
     return 0

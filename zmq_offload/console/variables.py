@@ -35,7 +35,7 @@ VARIABLES: Mapping[str, Variable] = {
     for name, variable in {
         "FRONTEND": Variable(
             "the broker's frontend: where it listens for clients, and where client commands connect",
-            ("broker", "gateway", "status", "dashboard", "load", "profile", "doctor", "models", "top"),
+            ("broker", "gateway", "status", "dashboard", "load", "profile", "plan", "doctor", "models", "top"),
         ),
         "BACKEND": Variable("the broker's backend: where it listens for workers", ("broker", "doctor")),
         "BROKER": Variable("the backends, separated by commas, that a worker connects to", ("worker",)),

@@ -9,7 +9,8 @@ bandwidths in bits per second.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -138,31 +139,68 @@ class Times:
         return Times(all_of(self.before), all_of(self.after), encode, decode)
 
 
+class Moment(NamedTuple):
+    """A part of a link's time, as a share of all of it, with the bandwidths up and down there; 0 if nothing passes."""
+
+    share: float
+    up: float
+    down: float
+
+
 @dataclass(frozen=True)
 class Network:
-    """The network between device and server. Each direction has the full bandwidth and half of the round trip."""
+    """The network between device and server. Each direction has half of the round trip.
+
+    `down` is the bandwidth back to the device; 0 if it is that up. `moments` are those of a link that changes, whose
+    bandwidths are then those that make latencies right on average.
+    """
 
     bandwidth: float
     rtt: float
+    down: float = 0.0
+    moments: tuple[Moment, ...] = ()
 
-    def occupied(self, nbytes: int) -> float:
-        """How long a message occupies one direction."""
+    def up_time(self, nbytes: int) -> float:
+        """How long a request occupies the way to the server."""
         return nbytes * 8 / self.bandwidth
 
-    def transfer(self, nbytes: int) -> float:
-        """From sending the first byte to receiving the last one."""
-        return self.rtt / 2 + self.occupied(nbytes)
+    def down_time(self, nbytes: int) -> float:
+        """How long a reply occupies the way back."""
+        return nbytes * 8 / (self.down or self.bandwidth)
+
+    def interval(self, computing: float, sent: int, received: int) -> float:
+        """The time between two results when items are pipelined and a stage takes `computing`.
+
+        A round trip delays items but occupies nothing. Of a link that changes, it is the time for each of many items.
+        """
+        if not self.moments:
+            return max(computing, self.up_time(sent), self.down_time(received))
+        rate = sum(
+            share / max(computing, sent * 8 / up, received * 8 / down, 1e-9)
+            for share, up, down in self.moments
+            if up and down
+        )
+        return 1 / rate
 
 
 @dataclass(frozen=True)
-class Overhead:
-    """What client, broker and worker add to each request, and to each byte that they copy."""
+class Handling:
+    """What handling messages takes: of each request, and of each byte of request and reply."""
 
     request: float = 0.0
     byte: float = 0.0
 
     def of(self, nbytes: int) -> float:
         return self.request + self.byte * nbytes
+
+
+@dataclass(frozen=True)
+class Overhead(Handling):
+    """What client, broker and worker add to the latency of a request; and what client and worker add to the time that
+    an item occupies them, when items are pipelined."""
+
+    client: Handling = Handling()
+    worker: Handling = Handling()
 
 
 @dataclass(frozen=True, order=True)
@@ -191,8 +229,9 @@ class Prediction:
     """What a split costs.
 
     `device` is the part before the request, and `encode` what encoding adds to it. `server` decodes, computes and
-    encodes. `rest` is the part after the reply, with decoding. `busy_up` and `busy_down` are how long the messages
-    occupy the network. `measured` says that the stages were compiled and run, not estimated from other times.
+    encodes. `rest` is the part after the reply, with decoding. `interval` is the time between two results when items
+    are pipelined: that of the slowest stage, where both parts of the device are one, because it has one processor.
+    `measured` says that the stages were compiled and run, not estimated from other times.
     """
 
     split: Split
@@ -206,8 +245,7 @@ class Prediction:
     overhead: float = 0.0
     sent: int = 0
     received: int = 0
-    busy_up: float = 0.0
-    busy_down: float = 0.0
+    interval: float = 0.0
     measured: bool = False
 
     @property
@@ -219,15 +257,6 @@ class Prediction:
     def device_time(self) -> float:
         """How long the device computes for an item."""
         return self.device + self.encode + self.rest
-
-    @property
-    def interval(self) -> float:
-        """The time between two results when items are pipelined: that of the slowest stage.
-
-        Both parts of the device are one stage, because it has one processor. The round trip of the network delays items
-        but occupies nothing.
-        """
-        return max(self.device_time, self.busy_up, self.server, self.busy_down)
 
 
 Objective: TypeAlias = Literal["latency", "throughput", "device-time"]
@@ -250,7 +279,6 @@ class Costs:
     network: Network
     overhead: Overhead = Overhead()
     measured: dict[Split, Stages] = field(default_factory=dict)
-    _sizes: dict[tuple[CutPoint, Wire, bool], int] = field(default_factory=dict, init=False)
 
     @property
     def local(self) -> Split:
@@ -265,12 +293,14 @@ class Costs:
 
     def predict(self, split: Split) -> Prediction:
         if split.start == split.end:
-            return Prediction(split, True, self.device.whole, measured=True)
+            return Prediction(split, True, self.device.whole, interval=self.device.whole, measured=True)
         crossing = self.crossings[split.start, split.end]
-        sent, received = self._bytes(crossing.sent, split.wire, False), self._bytes(crossing.received, split.wire, True)
+        sent, received = _size(crossing.sent, split.wire, False), _size(crossing.received, split.wire, True)
         known = self.measured.get(split)
         stages = self._estimated(split, crossing) if known is None else (known.device, 0.0, known.server, known.rest)
         device, encode, server, rest = stages
+        network, overhead = self.network, self.overhead
+        device_turn = device + encode + rest + overhead.client.of(sent + received)
         return Prediction(
             split,
             False,
@@ -278,15 +308,18 @@ class Costs:
             encode,
             server=server,
             rest=rest,
-            uplink=self.network.transfer(sent),
-            downlink=self.network.transfer(received),
-            overhead=self.overhead.of(sent + received),
+            uplink=network.rtt / 2 + network.up_time(sent),
+            downlink=network.rtt / 2 + network.down_time(received),
+            overhead=overhead.of(sent + received),
             sent=sent,
             received=received,
-            busy_up=self.network.occupied(sent),
-            busy_down=self.network.occupied(received),
+            interval=network.interval(max(device_turn, server + overhead.worker.of(sent + received)), sent, received),
             measured=known is not None,
         )
+
+    def over(self, network: Network) -> Costs:
+        """The same over another network; what is measured of either is measured of both."""
+        return replace(self, network=network)
 
     def _estimated(self, split: Split, crossing: Crossing) -> tuple[float, float, float, float]:
         """The device, encoding there, the server, and the device again."""
@@ -302,11 +335,10 @@ class Costs:
             device.decode[wire][end] * back + device.after[end],
         )
 
-    def _bytes(self, point: CutPoint, wire: Wire, answer: bool) -> int:
-        key = point, wire, answer
-        if key not in self._sizes:
-            self._sizes[key] = message_bytes(point.sent(wire), answer)
-        return self._sizes[key]
+
+@lru_cache(maxsize=1 << 16)
+def _size(point: CutPoint, wire: Wire, answer: bool) -> int:
+    return message_bytes(point.sent(wire), answer)
 
 
 def _part(some: CutPoint, point: CutPoint) -> float:

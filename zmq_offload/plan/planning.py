@@ -5,8 +5,8 @@ TVM must not have started its threads before: the number of threads is set by th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +17,12 @@ from zmq_offload.compile.target import host_target
 from zmq_offload.console.progress import Progress
 from zmq_offload.plan import halves, restrictions
 from zmq_offload.plan.confirm import measure_split, names_of
-from zmq_offload.plan.costs import Costs, Network, Objective, Split, Stages, Times, Wire
+from zmq_offload.plan.costs import Costs, Network, Objective, Pair, Split, Stages, Times, Wire
+from zmq_offload.plan.cover import cover
 from zmq_offload.plan.cuttable import Cuttable, cuttable
-from zmq_offload.plan.files import CutTimes, Plan, PlannedModel
+from zmq_offload.plan.files import CutTimes, Plan, PlannedCut, PlannedModel
+from zmq_offload.plan.frontiers import MOST_TENSORS
+from zmq_offload.plan.links import links_around
 from zmq_offload.plan.overhead import measure_overhead
 from zmq_offload.plan.report import figures
 from zmq_offload.plan.rules import Rules, allowed_splits
@@ -39,7 +42,8 @@ class Question:
     """What to plan for.
 
     `device` and `server` are None where this machine is measured: the device is then one thread, `slowdown` times
-    slower. `confirm` is the number of splits that are compiled and run, `repeat` the number of runs for a median.
+    slower. `cuts` is the number of cuts that together serve the links around this one. `confirm` is the number of
+    splits that are compiled and run, `repeat` the number of runs for a median.
     """
 
     model: Path
@@ -53,6 +57,8 @@ class Question:
     slowdown: float | None = None
     sealed: Sequence[str] = ()
     private: Sequence[str] = ()
+    cuts: int = 1
+    most_tensors: int = MOST_TENSORS
     confirm: int = 4
     repeat: int = 15
 
@@ -67,13 +73,16 @@ class Answer:
     rules: Rules
     facts: tuple[tuple[str, str], ...]
     """The model and the two machines, in words."""
+    links: tuple[Network, ...] = ()
+    several: Mapping[Pair, Sequence[Split]] = field(default_factory=dict)
+    """The links that several cuts shall serve, and those cuts, each with its encodings."""
 
 
 def make_plan(question: Question, progress: Progress) -> Answer:
     """Choose the best split. Raises InvalidArgument for a model, profile or rule that cannot be used."""
     with progress.step(f"import {question.model}"):
         source = read_model(question.model)
-        model = cuttable(source.imported(question.inputs))
+        model = cuttable(source.imported(question.inputs), question.most_tensors)
         planned = PlannedModel.of(question.model, model.imported.inputs)
         device, server = (_times(side, question, model) for side in (question.device, question.server))
         rules = restrictions.rules_of(model, source.origins(), list(question.sealed), list(question.private))
@@ -85,7 +94,37 @@ def make_plan(question: Question, progress: Progress) -> Answer:
     confirm = 0 if question.device and question.server else question.confirm
     measure = partial(_measure, question, model, costs, progress)
     decision = decide(costs, splits, question.objective, confirm, measure)
-    return Answer(_plan(question, model, planned, decision), costs, decision, rules, _facts(question, model))
+    links = links_around(question.network) if question.cuts > 1 else []
+    several = _several(question, costs, splits, links, measure if confirm else None)
+    plan = _plan(question, model, planned, decision, [_planned_cut(costs, model, own) for own in several.values()])
+    return Answer(plan, costs, decision, rules, _facts(question, model), tuple(links), several)
+
+
+def _several(
+    question: Question,
+    costs: Costs,
+    splits: Sequence[Split],
+    links: Sequence[Network],
+    measure: Callable[[Split], Stages] | None,
+) -> dict[Pair, list[Split]]:
+    """The cuts that serve these links together. Those chosen by estimates are measured, and chosen again, once."""
+    if not links:
+        return {}
+    chosen = cover(costs, splits, question.objective, links, question.cuts)
+    if measure is not None:
+        for split in (own[0] for own in chosen.values() if own[0] not in costs.measured):
+            costs.measured[split] = measure(split)
+        chosen = cover(costs, splits, question.objective, links, question.cuts)
+    return chosen
+
+
+def _planned_cut(costs: Costs, model: Cuttable, splits: Sequence[Split]) -> PlannedCut:
+    def stages(split: Split) -> dict[str, float]:
+        p = costs.predict(split)
+        return {"device": p.device + p.encode, "server": p.server, "rest": p.rest}
+
+    cut, until = names_of(model, splits[0])
+    return PlannedCut(cut, until, tuple(s.wire for s in splits), {s.wire: stages(s) for s in splits})
 
 
 def _times(side: Measured | None, question: Question, model: Cuttable) -> Times | None:
@@ -122,10 +161,13 @@ def _measure(question: Question, model: Cuttable, costs: Costs, progress: Progre
     return Stages(device, server, rest)
 
 
-def _plan(question: Question, model: Cuttable, planned: PlannedModel, decision: Decision) -> Plan:
+def _plan(
+    question: Question, model: Cuttable, planned: PlannedModel, decision: Decision, cuts: Sequence[PlannedCut]
+) -> Plan:
     chosen = decision.chosen
     cut, until = ((), ()) if chosen.local else names_of(model, chosen.split)
-    return Plan(planned, cut, until, chosen.split.wire, decision.objective, figures(chosen), tuple(question.sealed))
+    sealed, objective, wire = tuple(question.sealed), decision.objective, chosen.split.wire
+    return Plan(planned, cut, until, wire, objective, figures(chosen), sealed, tuple(cuts))
 
 
 def _facts(question: Question, model: Cuttable) -> tuple[tuple[str, str], ...]:

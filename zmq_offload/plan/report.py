@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zmq_offload.charts.cuts import Curve, CutsChart, Point
 from zmq_offload.charts.style import shortened
 from zmq_offload.common.units import bandwidth_text
 from zmq_offload.console.tables import Column, Table
-from zmq_offload.plan.costs import Costs, Prediction, Split, Wire
+from zmq_offload.plan.costs import OBJECTIVES, Costs, Network, Pair, Prediction, Split, Wire
 from zmq_offload.plan.rules import Rules
 from zmq_offload.plan.search import Decision
 
@@ -32,6 +32,7 @@ COLUMNS = (
     Column(""),
 )
 UNITS = "times in ms, sizes in bytes, rate in items per second when items are pipelined"
+SEVERAL = "times in ms: of the best of these cuts on each link, of the best of all cuts, of the device alone"
 _NAME = 26
 
 
@@ -41,10 +42,22 @@ def facts(costs: Costs, decision: Decision, machines: Sequence[tuple[str, str]])
     many = len(costs.points) - 2
     return [
         *machines,
-        ("link", f"{bandwidth_text(network.bandwidth)} each way, round trip {network.rtt * 1e3:g} ms"),
+        ("link", _ways(network)),
         ("fixed", f"{overhead.request * 1e3:.2f} ms a request and {overhead.byte * 1e9:.2f} ms a MB, measured"),
         ("looked at", f"{many} cuts, {len(decision.ranking):,} splits, for the best {decision.objective}"),
     ]
+
+
+def _ways(network: Network) -> str:
+    if not network.down:
+        return f"{bandwidth_text(network.bandwidth)} each way, round trip {network.rtt * 1e3:.3g} ms"
+    ways = f"{bandwidth_text(network.bandwidth)} up, {bandwidth_text(network.down)} down"
+    return f"{ways}, round trip {network.rtt * 1e3:.3g} ms"
+
+
+def link_text(network: Network) -> str:
+    """A link in a title."""
+    return f"{bandwidth_text(network.bandwidth)}, {network.rtt * 1e3:.3g} ms"
 
 
 def table(costs: Costs, decision: Decision, rules: Rules, top: int) -> Table:
@@ -75,6 +88,29 @@ def _row(costs: Costs, p: Prediction, decision: Decision, rules: Rules) -> tuple
         cells[1] = ""  # encoding is fused with the operator before it and has no time of its own
     sizes = f"{p.sent:,}", f"{p.received:,}"
     return (shortened(cut, _NAME), shortened(until, _NAME), p.split.wire, *sizes, *cells, *tail)
+
+
+def several(
+    costs: Costs, chosen: Mapping[Pair, Sequence[Split]], links: Sequence[Network], decision: Decision
+) -> Table:
+    """Which of several cuts is best on each link, and by how much the best of all cuts is better."""
+    of = OBJECTIVES[decision.objective]
+    columns = (
+        Column("UP", right=True), Column("RTT", right=True), Column("CUT", folds=True), Column("UNTIL", folds=True),
+        Column("WIRE"), Column("TIME", right=True), Column("BEST", right=True), Column("DEVICE ONLY", right=True),
+    )  # fmt: skip
+    rows = []
+    for link in links:
+        over = costs.over(link)
+        every = [over.predict(p.split) for p in decision.ranking]
+        own = [over.predict(split) for splits in chosen.values() for split in splits]
+        own += [p for p in every if p.local]
+        best = min(own, key=of)
+        names = ("(device only)", "", "") if best.local else (*costs.named(best.split), best.split.wire)
+        figures = (of(best), of(min(every, key=of)), of(over.predict(costs.local)))
+        where = bandwidth_text(link.bandwidth), f"{link.rtt * 1e3:.3g} ms"
+        rows.append((*where, *(shortened(name, _NAME) for name in names), *(f"{t * 1e3:.2f}" for t in figures)))
+    return Table(columns, rows)
 
 
 def verdict(costs: Costs, decision: Decision, rules: Rules) -> str:
@@ -126,10 +162,10 @@ def chart(costs: Costs, decision: Decision, wires: Sequence[Wire], title: str) -
     return CutsChart(title, summary, names[:-1], [*map(curve, wires)], local, ring)
 
 
-def compile_command(model: Path, plan: Path, target: str | None = None) -> str:
+def compile_command(model: Path, plan: Path, target: str | None = None, option: str = "--plan") -> str:
     """The command that compiles by a plan, for a device of this target."""
     device = "" if target is None else f" --device-target {shlex.quote(target)}"
-    return f"zmq-offload compile {shlex.quote(str(model))} --plan {shlex.quote(str(plan))} --name NAME{device}"
+    return f"zmq-offload compile {shlex.quote(str(model))} {option} {shlex.quote(str(plan))} --name NAME{device}"
 
 
 def figures(p: Prediction) -> dict[str, float]:

@@ -1,0 +1,57 @@
+"""`plan --link measure`: the round trip and both bandwidths of a link, by requests to a real broker."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.plan.test_plan import no_fabric  # noqa: F401
+from zmq_offload.cli.main import main
+from zmq_offload.plan import measured_link
+from zmq_offload.plan.measured_link import measure_link
+from zmq_offload.testing.fabric import Fabric
+from zmq_offload.testing.link import Link
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured_link, "_LONG", 0.01)
+    monkeypatch.setattr(measured_link, "_TIMES", 2)
+
+
+def test_both_ways_are_measured_with_a_worker_that_echoes() -> None:
+    with Fabric() as fabric, Link(fabric.frontend, bandwidth="20Mbit", rtt="10ms") as link:
+        found, both = measure_link(link.endpoint)
+    assert both
+    # How near they are is for a machine that is not busy: within 2 % from 5 to 500 Mbit/s.
+    assert 2e6 < found.bandwidth < 40e6 and found.down > 1e6
+    assert 0.009 < found.rtt < 0.5
+
+
+def test_without_one_the_way_back_counts_as_the_way_there(
+    convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured_link, "ECHO", "nothing-like-this")
+    with Fabric() as fabric:
+        options = ["--input", "x=1,3,16,16", "--server-threads", "1", "--repeat", "3", "--confirm", "0"]
+        options += ["--link", "measure", "--broker", fabric.frontend, "-o", str(tmp_path / "plan.png")]
+        assert main(["plan", str(convnet), *options]) == 0
+    said = capsys.readouterr()
+    assert "no worker serves 'nothing-like-this', so the way back counts as fast as the way there" in said.err
+    assert " each way, round trip" in said.out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "the link is missing; give --bandwidth and --rtt, or --link"),
+        (["--bandwidth", "5Mbit"], "the link is missing; give --bandwidth and --rtt, or --link"),
+        (["--link", "measure", "--rtt", "1ms"], "--link stands for --bandwidth and --rtt; leave them out"),
+    ],
+)
+def test_a_link_is_given_once(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", sys.argv[0], *options])
+    assert says in capsys.readouterr().err
