@@ -13,7 +13,7 @@ from zmq_offload.common.suggest import did_you_mean
 from zmq_offload.errors import Status
 from zmq_offload.protocol import limits
 from zmq_offload.protocol import messages as wire
-from zmq_offload.protocol.messages import LATEST, NO_FITTING_VERSION, SESSION_BYTES, Key
+from zmq_offload.protocol.messages import LATEST, NO_FITTING_VERSION, NO_HOLDER, SESSION_BYTES, Key
 from zmq_offload.protocol.tensors import TensorSpec
 
 NO_REQUEST = Key(bytes(SESSION_BYTES), 0)
@@ -81,7 +81,7 @@ def unserved(scheduler: Scheduler, catalog: Catalog, allows: Allows, wanted: Wan
         return Status.FAILED_PRECONDITION, _no_version_fits(scheduler, name)
     served = f"served are: {served_listing(scheduler, allows)}"
     if catalog.has(wanted):
-        return Status.UNAVAILABLE, f"no worker that holds {what} is there now; {served}"
+        return Status.UNAVAILABLE, f"{NO_HOLDER} {what} is there now; {served}"
     return Status.NOT_FOUND, f"no worker ever announced {what}; {served}{_suggestion(scheduler, allows, name)}"
 
 

@@ -15,7 +15,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from zmq_offload.artifacts.repository import LIBRARY, ModelVersion, Repository
+from zmq_offload.artifacts.manifest import LIBRARY as DEVICE_LIBRARY
+from zmq_offload.artifacts.manifest import BundleSplit, Manifest, OffloadedRegion, VersionPolicy
+from zmq_offload.artifacts.repository import LIBRARY, ModelVersion, Repository, checksum
 from zmq_offload.compile.target import cpu_needs, host_target, target_json
 from zmq_offload.protocol.tensors import TensorSpec
 
@@ -98,3 +100,36 @@ def write_models(repository: Repository, net: SplitNet, version: int = 1, cuts: 
 
         repository.write(net.model(cut), version, build)
         first = first or repository.path(net.model(cut), version) / LIBRARY
+
+
+def write_bundle(folder: Path, net: SplitNet, *, local: bool = True, policy: VersionPolicy = "latest") -> Path:
+    """An adaptive bundle with a split at each cut. Its splits are called like the cuts."""
+    folder.mkdir()
+    specs = net.specs()
+    symbols = {cut: f"split_net_{net.seed}_{cut}" for cut in CUTS}
+    entries: dict[str, tuple[int, int, str | None]] = {f"to_{c}": (0, n, symbols[c]) for n, c in enumerate(CUTS)}
+    library(folder / DEVICE_LIBRARY, entries | ({"whole": (0, 3, None)} if local else {}), net)
+    splits = tuple(
+        BundleSplit(
+            cut,
+            (cut,),
+            (),
+            "float32",
+            f"to_{cut}",
+            OffloadedRegion(symbols[cut], net.model(cut), policy, (spec,), (specs[-1],)),
+        )
+        for cut, spec in zip(CUTS, specs, strict=False)
+    )
+    target = host_target()
+    Manifest(
+        (specs[0],),
+        (specs[-1],),
+        tuple(split.region for split in splits),
+        target_json(target),
+        cpu_needs(target),
+        tvm.__version__,
+        checksum(folder / DEVICE_LIBRARY),
+        splits=splits,
+        local="whole" if local else "",
+    ).write(folder)
+    return folder

@@ -24,11 +24,15 @@ class Prepared:
         self._drivers, self._model = drivers, model
         self._options = check_call(model, timeout, version, 0, label)
 
-    def infer(self, inputs: Mapping[str, Array]) -> Outputs:
-        """As `Client.infer`, for arrays. The outputs are views of the reply, for a caller that copies them at once."""
+    def infer(self, inputs: Mapping[str, Array], timeout: float | None = None) -> Outputs:
+        """As `Client.infer`, for arrays, and with this timeout if it is less than that of all calls. The outputs are
+        views of the reply, for a caller that copies them at once."""
+        options = self._options
+        if timeout is not None and timeout < options[0]:
+            options = (timeout, *options[1:])
         drivers = self._drivers
         driver = drivers.current()
         driver.refuse_callback("infer")
         call: Call[Outputs] = Call(views_of, self._model)
-        drivers.begin(call, self._model, driver.connection.payload(inputs), *self._options).run(call)
+        drivers.begin(call, self._model, driver.connection.payload(inputs), *options).run(call)
         return call.result()

@@ -14,7 +14,7 @@ from zmq_offload.device.turns import Turns
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
 from zmq_offload.runtime.forks import THREADS
-from zmq_offload.runtime.machine import Machine, release_memory
+from zmq_offload.runtime.machine import MAIN, Machine, release_memory
 from zmq_offload.runtime.threads import pool_threads
 from zmq_offload.runtime.tvm_library import tvm_ffi
 
@@ -38,7 +38,7 @@ _inherited: list[object] = []
 
 
 class Machines:
-    """Virtual machines on a library whose `main` takes `inputs`.
+    """Virtual machines on a library whose functions take `inputs`.
 
     One virtual machine serves one thread at a time. A run makes one if none is free, and keeps it for the next run.
     `functions` are what the library's symbols call (see `remote.registered`). When this object is dropped, its memory
@@ -59,8 +59,8 @@ class Machines:
         self._finalizer.atexit = False
         tell_of_forks(self)
 
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run `main` on arrays that fit the inputs. The arrays are copied; the results are the caller's.
+    def run(self, arrays: Sequence[Array], entry: str = MAIN) -> list[Array]:
+        """Run a function on arrays that fit the inputs. The arrays are copied; the results are the caller's.
 
         Raises FailedPrecondition in a forked child where TVM cannot run.
         """
@@ -69,8 +69,10 @@ class Machines:
             machine = self._free.pop()  # atomic, as is append
         except IndexError:
             with registered(self._functions):
-                machine = Machine(self._library[0], self._inputs, calls_back=bool(self._functions))
+                machine = Machine(self._library[0], self._inputs, entry=entry, calls_back=bool(self._functions))
         try:
+            if machine.entry != entry:
+                machine.use(entry)
             return machine.run(arrays)
         finally:
             self._free.append(machine)

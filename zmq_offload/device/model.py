@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from zmq_offload.artifacts.manifest import Manifest
 from zmq_offload.client.arguments import check_timeout
 from zmq_offload.client.sync import Client
 from zmq_offload.common.extras import needs
+from zmq_offload.device.adaptive import AUTO
+from zmq_offload.device.controller import Objective
 from zmq_offload.device.machine import Machines
 from zmq_offload.device.offload import Mode
 from zmq_offload.device.offloaded_model import OffloadedModel
@@ -34,6 +37,8 @@ def load(
     timeout: float | None = None,
     offload: Mode = "always",
     trace: bool = False,
+    split: str = AUTO,
+    objective: Objective = "latency",
 ) -> OffloadedModel:
     """Load a device bundle, to be called like a function.
 
@@ -57,6 +62,12 @@ def load(
     trace : bool, default False
         Whether requests to workers belong to the trace of OpenTelemetry's current span at the time of a call
         (docs/traces.md). A `client` then takes ``trace``, as `zmq_offload.Client` does.
+    split : str, default "auto"
+        Of an adaptive bundle: the name of the split that each item runs by. ``"auto"``: a controller chooses it for
+        each item (docs/splitting.md).
+    objective : {"latency", "throughput", "device-time"}, default "latency"
+        Of an adaptive bundle: what the controller wants. ``"throughput"`` is for `OffloadedModel.map` and other items
+        that overlap.
 
     Returns
     -------
@@ -70,7 +81,8 @@ def load(
         has run a model.
     InvalidArgument
         `bundle` is not a path, not exactly one of `broker`, `server` and `client` is given, or a URL cannot be used; or
-        `trace` is given with `server`, or is neither True nor False.
+        `trace` is given with `server`, or is neither True nor False; `objective` is not one of the three, or the bundle
+        has no such split.
 
     Examples
     --------
@@ -96,27 +108,31 @@ def load(
             import opentelemetry.trace  # noqa: F401  # not in the first call
     if timeout is not None:
         timeout = check_timeout(timeout)
+    if objective not in get_args(Objective):
+        raise InvalidArgument(f"objective {objective!r} is not one of {', '.join(map(repr, get_args(Objective)))}")
+    if split != AUTO and not manifest.splits:
+        raise InvalidArgument(f"split {split!r} of a bundle without splits; compile it with --or-cut, or leave it out")
     module = load_library(library)
     fallbacks = {
         fallback.model: Machines(load_library(path), fallback.inputs)
         for fallback, path in manifest.check_fallback(folder).items()
     }
+    make = functools.partial(
+        OffloadedModel,
+        manifest,
+        module,
+        timeout=timeout,
+        fallbacks=fallbacks,
+        offload=offload,
+        traced=trace,
+        split=split,
+        objective=objective,
+    )
     if client is not None:
-        return OffloadedModel(
-            manifest, module, client, timeout=timeout, fallbacks=fallbacks, offload=offload, traced=trace
-        )
+        return make(client)
     own = _connected(broker, server)
     try:
-        model = OffloadedModel(
-            manifest,
-            module,
-            own,
-            timeout=timeout,
-            close=own.close,
-            fallbacks=fallbacks,
-            offload=offload,
-            traced=trace,
-        )
+        model = make(own, close=own.close)
         own.belongs_to_another()
         return model
     except BaseException:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, cast, overload
 
 from zmq_offload.artifacts.manifest import LIBRARY, Manifest
 from zmq_offload.common.lifetime import made_before_fork, refuse_pickling, tell_of_forks, warn_unclosed
+from zmq_offload.device.adaptive import AUTO, Adaptive, Options
+from zmq_offload.device.controller import Objective
 from zmq_offload.device.inputs import Inputs
 from zmq_offload.device.machine import TURNS, Machines
 from zmq_offload.device.offload import Mode, Offload, Statistics
@@ -60,6 +62,8 @@ class OffloadedModel:
         fallbacks: Mapping[str, Machines] | None = None,
         offload: Mode = "always",
         traced: bool = False,
+        split: str = AUTO,
+        objective: Objective = "latency",
     ) -> None:
         self.manifest = manifest
         self._inputs = Inputs(manifest.inputs)
@@ -69,9 +73,15 @@ class OffloadedModel:
         self._in_flight = InFlight()
         if traced:
             client = Traced(cast("TracingClient", client))
-        self._offload = Offload(client, manifest.offloaded, fallbacks or {}, TURNS, offload)
-        remote = {r.symbol: RemoteModule(r, self._offload, timeout, self._in_flight) for r in manifest.offloaded}
-        self._machines: Machines | None = Machines(library, manifest.inputs, remote)
+        self._offload: Offload | Adaptive
+        self._machines: Machines | Adaptive | None
+        if manifest.splits:
+            options = Options(timeout, offload, split, objective)
+            self._offload = self._machines = Adaptive(manifest, library, client, self._in_flight, TURNS, options)
+        else:
+            self._offload = Offload(client, manifest.offloaded, fallbacks or {}, TURNS, offload)
+            remote = {r.symbol: RemoteModule(r, self._offload, timeout, self._in_flight) for r in manifest.offloaded}
+            self._machines = Machines(library, manifest.inputs, remote)
         self._submitted = 0
         self._lock = threading.Lock()
         tell_of_forks(self)
@@ -323,7 +333,8 @@ class OffloadedModel:
         Returns
         -------
         Statistics
-            A named tuple of `offloaded`, `local`, `fell_back`, `failed` and `ways`.
+            A named tuple of `offloaded`, `local`, `fell_back`, `failed` and `ways`; of an adaptive bundle also of
+            `splits` and `choice`.
 
         Examples
         --------
@@ -339,7 +350,7 @@ class OffloadedModel:
         """
         if self._machines is not None:
             self._machines = None
-            self._offload.fallbacks = {}
+            self._offload.close()
             if self._close is not None:
                 self._close()
 

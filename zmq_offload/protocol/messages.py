@@ -32,6 +32,10 @@ NO_FITTING_VERSION = "no served version of model"
 """Start of the broker's error if no version has the wanted signature. A device recognizes it and adds its signature."""
 
 
+NO_HOLDER = "no worker that holds"
+"""Start of the broker's error if the workers that served a model are gone. A device then uses another split."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A condition on a field's value that msgspec's `Meta` cannot state."""

@@ -87,7 +87,7 @@ class Machine:
         with self._inside:
             self._machine = virtual_machine(library, device)
             self._entries = {entry: self._machine[entry]}
-            self._entry = self._entries[entry]
+            self.entry, self._entry = entry, self._entries[entry]
             self._inputs = [None if ANY in spec.shape else memory(spec.shape, spec.dtype) for spec in inputs]
         self._specs = inputs
         known = [made for made in self._inputs if made is not None]
@@ -103,7 +103,7 @@ class Machine:
         if found is None:
             with self._inside:
                 found = self._entries[entry] = self._machine[entry]
-        self._entry = found
+        self.entry, self._entry = entry, found
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
         """The results of the entry for arrays that fit the signature. The arrays are copied, the results the caller's.
