@@ -1,10 +1,10 @@
-"""The body of a worker's Announce: the models that it serves. Pure."""
+"""The bodies of a worker's Announce, the models that it serves, and of its Heartbeat. Pure."""
 
 from __future__ import annotations
 
 from msgspec import ValidationError, convert, to_builtins
 
-from broker.state import NO_SETTINGS, Description, Model, Payload, Settings, Wanted
+from broker.state import NO_SETTINGS, Description, GpuUse, Model, Payload, Settings, Wanted
 from zmq_offload.errors import InvalidArgument, ProtocolError
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import LATEST, shown
@@ -53,6 +53,19 @@ def parse_models(payload: Payload) -> dict[tuple[str, int], Model]:
             settings,
         )
     return models
+
+
+def parse_gpu(payload: Payload) -> GpuUse | None:
+    """Parse the body of a Heartbeat, which may have none. Raises ProtocolError. Keys that are not known are ignored."""
+    if not payload:
+        return None
+    body = decode_body(payload, "a Heartbeat")
+    if type(body) is not dict:
+        raise ProtocolError("the body of a Heartbeat is a map")
+    try:
+        return convert(body.get("gpu"), GpuUse | None)
+    except ValidationError as error:
+        raise ProtocolError(f"what a Heartbeat tells of a GPU cannot be read: {error}") from None
 
 
 def _tensors(model: str, value: object) -> list[TensorSpec]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from broker.announcement import parse_models
+from broker.announcement import parse_gpu, parse_models
 from broker.events import FromWorker, Malformed, ToWorker
 from broker.ledger import SERVED, Ledger
 from broker.lifecycle import WorkerState
@@ -51,6 +51,8 @@ class Backend:
         elif isinstance(message, wire.Failed):
             self._failed(worker, message, now)
         elif isinstance(message, wire.Heartbeat):
+            if event.payload:
+                self._note_gpu(worker, event, now)
             worker.memory_bytes = message.memory_bytes or worker.memory_bytes  # a busy one does not tell
             if message.elsewhere >= 0:
                 worker.elsewhere = message.elsewhere
@@ -58,6 +60,12 @@ class Backend:
             self._goodbye(worker, message, now)
         if ledger.scheduler.queues and not ledger.moved:  # else the core looks at all queues
             ledger.feed(worker, now)
+
+    def _note_gpu(self, worker: Worker, event: FromWorker, now: float) -> None:
+        try:
+            worker.gpu = parse_gpu(event.payload)
+        except ProtocolError as error:
+            self._ledger.malformed(Malformed(event.peer, False, error, event.address), now)
 
     def _unknown(self, event: FromWorker) -> None:
         """Answer a worker that was lost and came back, or that is older than this broker.

@@ -25,7 +25,9 @@ def families(ledger: Ledger) -> Iterator[Family]:
     yield from _of_the_broker(ledger)
     yield from _of_versions(ledger)
     yield from _of_routes(ledger)
-    yield from _of_workers(list(ledger.workers.values()))
+    workers = list(ledger.workers.values())
+    yield from _of_workers(workers)
+    yield from _of_gpus(workers)
 
 
 def _of_the_broker(ledger: Ledger) -> Iterator[Family]:
@@ -158,6 +160,28 @@ def _of_workers(workers: list[Worker]) -> Iterator[Family]:
         family = Family(f"zmq_offload_worker_{series}", "gauge", help)
         for name, value in _by_name(gauges).items():
             family.add(value, {"worker": name})
+        yield family
+
+
+def _of_gpus(workers: list[Worker]) -> Iterator[Family]:
+    """What GPUs told, if any did. Processes of one GPU tell the same of it."""
+    told = sorted(
+        {(worker.name, worker.device): worker.gpu for worker in workers if worker.gpu is not None}.items(),
+        key=lambda item: item[0],
+    )
+    for series, values, help in (
+        ("memory_used_bytes", [use.used_bytes for _, use in told], "Bytes of its GPU's memory that are used, by all."),
+        ("memory_total_bytes", [use.total_bytes for _, use in told], "Bytes of its GPU's memory."),
+        (
+            "busy_ratio",
+            [None if use.busy_percent is None else use.busy_percent / 100 for _, use in told],
+            "Share of the last moment in which something ran on its GPU, from 0 to 1.",
+        ),
+    ):
+        family = Family(f"zmq_offload_worker_gpu_{series}", "gauge", help)
+        for ((name, device), _), value in zip(told, values, strict=True):
+            if value is not None:
+                family.add(value, {"worker": name, "device": device})
         yield family
 
 

@@ -165,6 +165,15 @@ class PendingRequest(Struct, eq=False):
         return self.wanted.model, self.runs
 
 
+class GpuUse(Struct, frozen=True, omit_defaults=True):
+    """How much of a GPU is used, by all processes there. What is not known is None."""
+
+    used_bytes: Annotated[int, Meta(ge=0)] | None = None
+    total_bytes: Annotated[int, Meta(ge=0)] | None = None
+    busy_percent: Annotated[int, Meta(ge=0, le=100)] | None = None
+    """The share of the last moment in which something ran there."""
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """A worker's connection.
@@ -186,6 +195,8 @@ class Worker:
     """How often its supervisor started a process in its place."""
     memory_bytes: int = 0
     """Its resident memory at its last Heartbeat."""
+    gpu: GpuUse | None = None
+    """What its GPU said at its last Heartbeat; None: nothing yet, or it has none."""
     models: dict[tuple[str, int], Model] = field(default_factory=dict)
     versions: dict[str, dict[int, Model]] = field(default_factory=dict)
     """`models` by name."""

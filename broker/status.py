@@ -113,6 +113,7 @@ def describe_status(ledger: Ledger, now: float, allows: Allows, ways: Ways | Non
                 "silent": now - worker.heard_at,
                 "device": worker.device,
                 "memory_bytes": worker.memory_bytes,
+                **({} if worker.gpu is None else {"gpu": to_builtins(worker.gpu)}),
                 "restarts": worker.restarts,
                 "busy": worker.busy_us / 1e6,
                 "running": [f"{name}:{version}" for name, version in sorted(_held(worker)) if allows(name)],

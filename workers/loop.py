@@ -20,6 +20,7 @@ from workers.connecting import connections
 from workers.cores import NOWHERE, Placement
 from workers.deployment import Deployment
 from workers.follower import Follower
+from workers.gauge import Gauge, gauge_of
 from workers.loading import Model
 from workers.returned import ReturnedCanaries
 from workers.runner import Runner
@@ -77,6 +78,7 @@ class Worker:
         self._configs: Mapping[str, ModelConfig] = {}
         self._returned = ReturnedCanaries()
         self._deployment: Deployment | None = None
+        self._gauge: Gauge | None = None
         self.follower: Follower | None = None
         if config.executor == "echo":
             self._executors = {(Echo.model.name, Echo.model.version): Echo()}
@@ -92,6 +94,9 @@ class Worker:
             gpu = None if number_of(device) is None else open_gpu(device)
             if gpu is not None:
                 log.info("device %s: %s, compute capability %s", gpu.name, gpu.title, gpu.capability)
+                self._gauge = gauge_of(device, config.policy.heartbeat)
+                if self._gauge is not None:
+                    self._gauge.start()
 
             def load(repository: Repository, name: str, version: int) -> Executor:
                 return executor_of(repository, name, version, gpu)
@@ -195,6 +200,7 @@ class Worker:
             self._due = -math.inf
             if now >= self._next_deadline():
                 session.memory_bytes = memory.resident()
+                session.gauge = () if self._gauge is None else self._gauge.body
                 self._perform(session.tick(now))
 
     def _next_deadline(self) -> float:

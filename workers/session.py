@@ -105,6 +105,8 @@ class WorkerSession:
     restarts: int = 0
     memory_bytes: int = 0
     """Resident memory, as the loop last measured it; 0: unknown."""
+    gauge: Sequence[bytes] = ()
+    """What Heartbeats tell of its GPU, as the loop last read it; empty: nothing."""
     models: list[dict[str, object]] = field(default_factory=list)
     batching: dict[tuple[str, int], Batching] = field(default_factory=dict)
     """(model, version) -> how its requests may run together."""
@@ -202,7 +204,7 @@ class WorkerSession:
             elif now >= connection.heartbeat_at:
                 connection.heartbeat_at = now + self.policy.heartbeat
                 connection.told = len(self.held) - sum(attempt.broker == at for attempt in self.held)
-                actions.append(Send(at, wire.Heartbeat(self.memory_bytes, connection.told)))
+                actions.append(Send(at, wire.Heartbeat(self.memory_bytes, connection.told), self.gauge))
         return actions
 
     def next_deadline(self) -> float | None:

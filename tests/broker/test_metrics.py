@@ -93,10 +93,25 @@ def test_workers_and_what_they_serve(bench: Bench) -> None:
     assert scrape("worker_busy_seconds_total", worker="one") == 0.25
     assert scrape("worker_restarts_total", worker="one") == 3
     assert scrape("worker_memory_bytes", worker="one") == 1000
+    assert scrape.all("worker_gpu_busy_ratio") == {}, "it does not tell"
     assert scrape("worker_slots", worker="one") == 2
     assert scrape("worker_outstanding_requests", worker="one") == 1
     assert scrape("workers", state="ready") == 1
     assert scrape("version_workers", model="m", version="1") == scrape("model_workers", model="m") == 1
+
+
+def test_what_is_used_of_gpus(bench: Bench) -> None:
+    """Two processes of one name have a GPU each. One of these does not tell how busy it is."""
+    for peer, device, told in (
+        (b"W1", "cuda:0", {"used_bytes": 5, "total_bytes": 8, "busy_percent": 87}),
+        (b"W2", "cuda:1", {"used_bytes": 0, "total_bytes": 8}),
+    ):
+        bench.handle(FromWorker(peer, wire.Announce("one", 2, device=device), [encode_body([])]))
+        bench.handle(FromWorker(peer, wire.Heartbeat(1), [encode_body({"gpu": told})]))
+    scrape = Scrape(bench)
+    assert scrape.all("worker_gpu_memory_used_bytes") == {("cuda:0", "one"): 5, ("cuda:1", "one"): 0}
+    assert scrape.all("worker_gpu_memory_total_bytes") == {("cuda:0", "one"): 8, ("cuda:1", "one"): 8}
+    assert scrape.all("worker_gpu_busy_ratio") == {("cuda:0", "one"): 0.87}
 
 
 def test_a_worker_that_left_has_no_series_and_its_model_has_no_workers(bench: Bench) -> None:

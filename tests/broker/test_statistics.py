@@ -134,6 +134,23 @@ def test_a_worker_tells_device_memory_and_restarts(bench: Bench) -> None:
     bench.handle(FromWorker(b"W1", wire.Heartbeat(), []))  # of the thread that speaks for a busy worker
     (worker,) = status(bench)["workers"]
     assert (worker["device"], worker["memory_bytes"], worker["restarts"], worker["busy"]) == ("cuda:0", 12345, 3, 0)
+    assert "gpu" not in worker, "as of older workers"
+
+
+def test_a_worker_tells_what_is_used_of_its_gpu(bench: Bench) -> None:
+    bench.handle(FromWorker(b"W1", wire.Announce("one", 2, device="cuda:0"), [b"\x90"]))
+    told = {"used_bytes": 5, "total_bytes": 8, "busy_percent": 87}
+    bench.handle(FromWorker(b"W1", wire.Heartbeat(1), [encode_body({"gpu": told | {"later": 1}, "later": 2})]))
+    assert status(bench)["workers"][0]["gpu"] == told
+    for wrong in ([], {"gpu": 5}, {"gpu": {"used_bytes": -1}}, {"gpu": {"busy_percent": 101}}):
+        bench.handle(FromWorker(b"W1", wire.Heartbeat(1), [encode_body(wrong)]))
+    bench.handle(FromWorker(b"W1", wire.Heartbeat(1), [b"\x80", b"\x80"]))
+    assert status(bench)["dropped"]["malformed"] == 5
+    assert status(bench)["workers"][0]["gpu"] == told
+    bench.handle(FromWorker(b"W1", wire.Heartbeat(), []))  # of the thread that speaks for a busy worker
+    assert status(bench)["workers"][0]["gpu"] == told
+    bench.handle(FromWorker(b"W1", wire.Heartbeat(1), [encode_body({"gpu": {"used_bytes": 6}})]))
+    assert status(bench)["workers"][0]["gpu"] == {"used_bytes": 6}
 
 
 def test_a_key_sees_only_its_models(bench: Bench) -> None:

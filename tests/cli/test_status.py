@@ -30,6 +30,7 @@ NUMBERS = {
 WORKER = {
     "name": "w", "address": "10.0.0.7", "models": ["m:1"], "slots": 2, "outstanding": 1, "state": "quiet",
     "served": 7, "failed": 1, "silent": 0.25, "device": "cuda:0", "memory_bytes": 200 * 1024**2, "restarts": 1,
+    "gpu": {"used_bytes": 10 * 1024**3, "total_bytes": 80 * 1024**3, "busy_percent": 87},
     "busy": 3.0, "running": ["m:1"],
 }  # fmt: skip
 MODEL = {"name": "m", "version": 1, "workers": 1, "latest": True, "slots": 2, "of_workers": 1, "of_slots": 2}
@@ -62,7 +63,7 @@ def test_times_and_sizes_have_units() -> None:
     assert [cell.strip() for cell in row if cell] == [
         "m:1", "1,000", "3", "2", "3", "1 ms, 9.1 ms", "1 ms, 9.1 ms", "1 ms, 9.1 ms", "1.5", "3 MiB", "100 B",
     ]  # fmt: skip
-    assert re.search(r"quiet +m:1 +cuda:0 +200 MiB +3 s +1 +m:1", shown)
+    assert re.search(r"quiet +m:1 +cuda:0 +10 GiB of 80 GiB, 87% +200 MiB +3 s +1 +m:1", shown)
 
 
 def test_a_canary_and_labels_are_shown() -> None:

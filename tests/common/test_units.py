@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from zmq_offload.common.units import age_text, bandwidth, bandwidth_text, counted, duration, size_text, time_text
+from zmq_offload.common.units import (
+    age_text,
+    bandwidth,
+    bandwidth_text,
+    counted,
+    duration,
+    gpu_text,
+    size_text,
+    time_text,
+)
 from zmq_offload.errors import InvalidArgument
 
 
@@ -70,3 +79,11 @@ def test_sizes_and_times_are_written_with_units() -> None:
         "0 us", "12.3 us", "1 ms", "12.3 ms", "1 s", "12.3 s",
     ]  # fmt: skip
     assert [age_text(s) for s in (5.9, 65, 3 * 3600 + 61, 93784)] == ["5 s", "1 min 5 s", "3 h 1 min", "1 d 2 h"]
+
+
+def test_what_is_used_of_a_gpu_is_written_as_far_as_it_is_known() -> None:
+    use = {"used_bytes": 10 * 1024**3, "total_bytes": 80 * 1024**3, "busy_percent": 87}
+    assert gpu_text(use) == "10 GiB of 80 GiB, 87%"
+    assert gpu_text({"busy_percent": 0}) == "0%"
+    assert gpu_text({"used_bytes": 0}) == "0 B"
+    assert gpu_text({}) == "unknown"

@@ -42,8 +42,11 @@ def test_requests_are_added_and_a_worker_of_both_is_one() -> None:
     one.hold("other")
     two.hold("other")
     together = Together(["a", "b"])
-    together.add([one.status, two.status], 50.0)
+    second = two.status
+    second["workers"][0]["gpu"] = {"used_bytes": 5}  # which the worker has not told the first yet
+    together.add([one.status, second], 50.0)
     found = together.status(50.0)
+    assert found["workers"][0]["gpu"] == {"used_bytes": 5}
     assert found["requests"]["served"] == 5
     assert (found["requests"]["outstanding"], found["requests"]["queued"]) == (3, 2)
     assert [(queue["model"], queue["queued"]) for queue in found["queues"]] == [("other", 2)]

@@ -48,6 +48,8 @@ def test_each_gpu_has_a_process_and_one_that_is_not_there_stops_no_other(reposit
     ):  # fmt: skip
         wait_for_workers(broker.frontend, 2)
         assert {worker["device"] for worker in status(broker.frontend)["workers"]} == {"cuda:0", "cuda:1"}
+        told = {"used_bytes": 5 * 1024**3, "total_bytes": 80 * 1024**3, "busy_percent": 87}
+        eventually(lambda: all(worker.get("gpu") == told for worker in status(broker.frontend)["workers"]))
         workers.wait_for(r"cuda:2 is not there; `nvidia-smi -L`")
         workers.wait_for(r"worker 2 ended with code 1; starting another in")
         assert_right(client)

@@ -22,12 +22,17 @@ from zmq_offload.errors import FailedPrecondition
 from zmq_offload.runtime import runtime_only
 
 GPUS = int(os.environ.get("GPUS", "1"))
+found = Driver("", "13.0", tuple(NvidiaGpu("Stub", "9.0", "") for _ in range(GPUS)))
 
 
 def install() -> None:
     """Replace the GPUs of this process by stubs."""
-    from tests.support.gpus import stub_gpu
+    import workers.gauge
+    from tests.support.gpus import StubNvml, stub_gpu
     from zmq_offload.runtime import copies, gpu
+
+    workers.gauge.driver = lambda: found
+    sys.modules["pynvml"] = StubNvml()  # type: ignore[assignment]
 
     def open_stub(name: str) -> gpu.Gpu:
         if int(name.removeprefix("cuda:")) >= GPUS:
@@ -75,7 +80,6 @@ if __name__ == "__main__":
     if PARENT_FD in os.environ:
         runtime_only.use()
         install()
-    found = Driver("", "13.0", tuple(NvidiaGpu("Stub", "9.0", "") for _ in range(GPUS)))
     workers.supervisor.driver = lambda: found
     workers.supervisor.Supervisor = StubSupervisor  # type: ignore[misc]
     sys.exit(workers.__main__.main())

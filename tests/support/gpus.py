@@ -6,6 +6,7 @@ import ctypes
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from zmq_offload.artifacts.repository import DESCRIPTION
@@ -35,6 +36,33 @@ class StubDriver:
 
     def cuDeviceGetPCIBusId(self, address: Any, _: int, device: Any) -> None:
         address.value = b"0000:%02X:00.0" % (0x3B + device.value)
+
+
+class StubNvml:
+    """NVML for one GPU, as its Python module is. `lost`: it says nothing any more. `parted`: not how busy it is."""
+
+    class NVMLError(Exception):
+        """What NVML raises."""
+
+    def __init__(self, lost: bool = False, parted: bool = False) -> None:
+        self.lost, self.parted = lost, parted
+        self.address = b""
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetHandleByPciBusId(self, address: bytes) -> str:
+        self.address = address
+        return "handle"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
+        if self.lost:
+            raise self.NVMLError
+        return SimpleNamespace(used=5 * 1024**3, total=80 * 1024**3)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:
+        if self.lost or self.parted:
+            raise self.NVMLError
+        return SimpleNamespace(gpu=87)
 
 
 class _Function:

@@ -78,9 +78,9 @@ def test_it_tells_where_it_runs_and_how_much_memory_it_has(bench: Bench) -> None
     session = WorkerSession.open("w", 2, 1, POLICY, 100.0, 77, "cuda:0", 3)
     (announced,) = session.announce(MODELS)
     assert isinstance(announced, Send) and announced.message == wire.Announce("w", 2, 77, "cuda:0", 3)
-    session.memory_bytes = 12345
+    session.memory_bytes, session.gauge = 12345, (b"of the GPU",)
     (beat,) = session.tick(101.0)
-    assert isinstance(beat, Send) and beat.message == wire.Heartbeat(12345, 0)
+    assert isinstance(beat, Send) and (beat.message, beat.payload) == (wire.Heartbeat(12345, 0), (b"of the GPU",))
 
 
 def test_it_tells_every_broker_what_it_serves(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zmq_offload.cli.connections import client_facts, connections
-from zmq_offload.common.units import age_text, size_text, time_text
+from zmq_offload.common.units import age_text, gpu_text, size_text, time_text
 from zmq_offload.console.parser import Parser
 from zmq_offload.console.settings import add_frontend, add_option, seconds
 from zmq_offload.console.tables import Column, Facts, Part, Table, show
@@ -141,6 +141,7 @@ _WORKERS = (
     Column("state"),
     Column("models", folds=True),
     Column("device", spare=6),
+    Column("gpu", spare=6),
     Column("memory", right=True, spare=5),
     Column("busy", right=True, spare=7),
     Column("restarts", right=True, spare=8),
@@ -226,6 +227,7 @@ def _workers(
             "silent": f"{worker['silent']:.1f} s",
             "address": worker.get("address", ""),
             "device": worker.get("device", ""),
+            "gpu": gpu_text(worker.get("gpu", {})) if worker.get("device", "").startswith("cuda") else "",
             "memory": size_text(worker["memory_bytes"]) if worker.get("memory_bytes") else "",
             "busy": _busy(worker, then.get(worker["name"]), elapsed),
             "restarts": worker.get("restarts", ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from zmq_offload.common.units import age_text, size_text, time_text
+from zmq_offload.common.units import age_text, gpu_text, size_text, time_text
 from zmq_offload.console.tables import GAP, Column, Table, aligned, padded
 from zmq_offload.dashboard.history import ErrorView, ModelView, SlowView, View
 from zmq_offload.dashboard.roster import LOST, WorkerView
@@ -42,6 +42,7 @@ _WORKERS = (
     Column("memory", right=True, spare=3),
     Column("restarts", right=True, spare=5),
     Column("device", spare=6),
+    Column("gpu", spare=6),
     Column("address", spare=7),
 )
 _ERRORS = (Column("errors"), Column("kind"), Column("last hour", right=True), Column("all", right=True))
@@ -204,6 +205,7 @@ def _workers(workers: Sequence[WorkerView]) -> Table:
                 size_text(worker.memory_bytes) if worker.memory_bytes else "-",
                 str(worker.restarts),
                 worker.device or "-",
+                gpu_text(worker.gpu) if worker.gpu else "-",
                 worker.address or "-",
             )
         )

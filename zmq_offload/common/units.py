@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from zmq_offload.errors import InvalidArgument
 
@@ -55,6 +56,15 @@ def size_text(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:,.1f} TiB"
+
+
+def gpu_text(use: Mapping[str, Any]) -> str:
+    """Write how much of a GPU is used, as a status has it: "9.31 GiB of 79.6 GiB, 87%"."""
+    known = [size_text(use[key]) for key in ("used_bytes", "total_bytes") if key in use]
+    parts = [" of ".join(known)] if known else []
+    if "busy_percent" in use:
+        parts.append(f"{use['busy_percent']}%")
+    return ", ".join(parts) or "unknown"
 
 
 def time_text(seconds: float) -> str:

@@ -47,6 +47,8 @@ class WorkerView:
         Requests that it ended.
     silent
         Seconds since it was heard, or since it was lost.
+    gpu
+        What is used of its GPU: `used_bytes`, `total_bytes`, `busy_percent`, as far as they are known.
     replaces
         The name of the lost worker in whose place it came a short time ago, or "".
     """
@@ -65,6 +67,7 @@ class WorkerView:
     served: int
     failed: int
     silent: float
+    gpu: Mapping[str, int] = field(default_factory=dict)
     replaces: str = ""
 
 
@@ -186,4 +189,5 @@ def _view(worker: Mapping[str, Any]) -> WorkerView:
         served=worker["served"],
         failed=worker["failed"],
         silent=worker["silent"],
+        gpu=worker.get("gpu", {}),
     )

@@ -176,6 +176,7 @@ def _both_workers(one: Status, two: Status) -> Status:
     """A worker that several brokers know. It is quiet for one while it is busy for another."""
     states = {one["state"], two["state"]}
     return {
+        **two,  # which may tell of a GPU already
         **one,
         **{name: one[name] + two[name] for name in ("slots", "outstanding", "served", "failed", "busy")},
         **{name: max(one[name], two[name]) for name in ("memory_bytes", "restarts")},

@@ -37,6 +37,12 @@ function memory(bytes) {
   return bytes < 1e9 ? `${Math.round(bytes / 1e6)} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
 }
 
+function used(gpu) {
+  const parts = ["used_bytes", "total_bytes"].filter((key) => key in gpu).map((key) => memory(gpu[key]));
+  const busy = "busy_percent" in gpu ? [`${gpu.busy_percent} %`] : [];
+  return [...(parts.length ? [parts.join(" of ")] : []), ...busy].join(", ");
+}
+
 // --- small parts ---------------------------------------------------------------------------------------------
 
 function make(name, className, ...content) {
@@ -186,7 +192,8 @@ function showWorkers() {
         [name], [[badge(worker.state, worker.state), since ? make("span", "sub", since) : ""]],
         [runs, `names wide ${runs ? "" : "nothing"} ${worker.running.length ? "" : "quiet"}`],
         [busy, lost ? "nothing" : ""], [lost ? "–" : `${worker.outstanding} of ${worker.slots}`, "n"],
-        [worker.device || "–", "names"], [memory(worker.memory_bytes), "n"], [count(worker.served), "n"],
+        [[worker.device || "–", make("span", "sub", used(worker.gpu))], "names"],
+        [memory(worker.memory_bytes), "n"], [count(worker.served), "n"],
         [count(worker.failed), "n"], [count(worker.restarts), "n"],
       ],
     };
