@@ -109,7 +109,7 @@ def run(
     with Interrupts() as interrupts, Children(interrupts) as children, tempfile.TemporaryDirectory() as logs:
         options = ("--threads", str(SERVER_THREADS))
         broker = start_fabric(children, dist / "repository", 1, Path(logs), options)
-        with Link(broker, bandwidth=link[0], rtt=link[1]) as relay, Client(relay.endpoint) as client:
+        with Link(broker, bandwidth=link[0], rtt=link[1]) as relay, Client(relay.endpoint, arena_bytes=0) as client:
             slow = SlowedClient(client, args.slowdown)
             with zmq_offload.load(dist / "device", client=slow) as model:
                 for _ in range(5):

@@ -17,6 +17,7 @@ from zmq_offload.plan.costs import (
     Costs,
     Crossing,
     CutPoint,
+    Handling,
     Network,
     Overhead,
     Split,
@@ -82,6 +83,20 @@ def test_the_rate_is_that_of_the_slowest_stage_and_a_round_trip_holds_up_nothing
     assert costs(Network(8e6, 10.0)).predict(Split(1, 3)).interval == slow.interval
     fast = costs(Network(1e12, 0.01)).predict(Split(1, 3))
     assert fast.interval == fast.device_time == pytest.approx(0.008)
+
+
+def test_messages_occupy_both_sides_when_items_are_pipelined() -> None:
+    link, handled = Network(1e12, 0.01), Overhead(0.0, 0.0, Handling(0.003, 1e-7), Handling(0.5, 1e-7))
+    found = costs(link, overhead=handled)
+    both = found.predict(Split(1, 3))
+    assert both.interval == pytest.approx(0.005 + 0.5 + (both.sent + both.received) * 1e-7)
+    assert both.latency == costs(link).predict(Split(1, 3)).latency
+    # A server that was measured has the messages in its time.
+    found.measured[Split(1, 3)] = Stages(0.008, 0.005, 0.0, turn=0.006)
+    both = found.predict(Split(1, 3))
+    assert both.interval == pytest.approx(0.008 + 0.003 + (both.sent + both.received) * 1e-7)
+    found.measured[Split(1, 3)] = Stages(0.008, 0.005, 0.0, turn=0.2)
+    assert found.predict(Split(1, 3)).interval == 0.2
 
 
 def test_a_region_in_the_middle_comes_back_to_the_device() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.plan.test_plan import no_fabric  # noqa: F401
 from zmq_offload.cli.main import main
-from zmq_offload.plan import measured_link
+from zmq_offload.plan import measured_link, planning
+from zmq_offload.plan.costs import Overhead
 from zmq_offload.plan.measured_link import measure_link
 from zmq_offload.testing.fabric import Fabric
 from zmq_offload.testing.link import Link
@@ -34,6 +35,8 @@ def test_without_one_the_way_back_counts_as_the_way_there(
     convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measured_link, "ECHO", "nothing-like-this")
+    monkeypatch.setattr(planning, "measure_overhead", Overhead)
+    monkeypatch.setenv("TVM_NUM_THREADS", "1")
     with Fabric() as fabric:
         options = ["--input", "x=1,3,16,16", "--server-threads", "1", "--repeat", "3", "--confirm", "0"]
         options += ["--link", "measure", "--broker", fabric.frontend, "-o", str(tmp_path / "plan.png")]

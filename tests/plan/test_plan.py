@@ -15,12 +15,13 @@ from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.target import host_target
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.plan import planning
+from zmq_offload.plan import confirm, planning
 from zmq_offload.plan.costs import WIRES, Overhead
 from zmq_offload.plan.cuttable import cuttable
 from zmq_offload.plan.files import Plan
 from zmq_offload.plan.halves import measure_halves
 from zmq_offload.plan.restrictions import rules_of
+from zmq_offload.plan.turns import Turns
 
 SHAPE = {"x": (1, 3, 16, 16)}
 LINK = ["--bandwidth", "50Mbit", "--rtt", "10ms"]
@@ -28,8 +29,9 @@ LINK = ["--bandwidth", "50Mbit", "--rtt", "10ms"]
 
 @pytest.fixture(autouse=True)
 def no_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not start a broker and a worker; tests/integration/test_use_case.py measures their cost."""
+    """Do not start brokers and workers; test_several_tensors.py and tests/integration/test_use_case.py do."""
     monkeypatch.setattr(planning, "measure_overhead", lambda: Overhead(0.0005, 1e-9))
+    monkeypatch.setattr(confirm, "measure_turns", lambda *_: Turns(0.002, 0.001, 0.001))
     monkeypatch.setenv("TVM_NUM_THREADS", "1")
 
 

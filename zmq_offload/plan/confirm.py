@@ -1,4 +1,5 @@
-"""Measures the stages of one split: both halves are compiled with their encoding, and run one after the other.
+"""Measures the stages of one split: both halves are compiled with their encoding, and run one after the other, and then
+as they will: with a broker and a worker.
 
 An estimate from the times of parts does not include how an encoding is fused with the operator before it. So the splits
 that look best are compiled and run.
@@ -22,6 +23,7 @@ from zmq_offload.device.model import OffloadedModel, load
 from zmq_offload.plan.costs import Split, Stages
 from zmq_offload.plan.cuttable import Cuttable
 from zmq_offload.plan.timing import random_inputs, thread_count
+from zmq_offload.plan.turns import measure_turns
 from zmq_offload.profile.subject import open_subject
 from zmq_offload.protocol.payload import Array
 
@@ -44,8 +46,10 @@ def measure_split(
     targets: tuple[tvm.target.Target, tvm.target.Target],
     threads: tuple[int, int],
     repeat: int,
+    slowdown: float = 1.0,
 ) -> Stages:
-    """Median times of `repeat` runs. `targets` and `threads` are pairs: the device's and the server's."""
+    """Median times of `repeat` runs. `targets` and `threads` are pairs: the device's and the server's. The device is
+    `slowdown` times slower than this machine."""
     cut, until = names_of(model, split)
     with tempfile.TemporaryDirectory(prefix="zmq-offload-plan-") as folder:
         compiled = compile_model(
@@ -62,7 +66,10 @@ def measure_split(
         server = _Server(compiled.subgraphs[0], compiled.manifest, threads)
         arrays = random_inputs(model.imported.inputs)
         with load(compiled.device, client=server) as device, thread_count(threads[0], max(threads)):
-            return _run(device, server, arrays, repeat)
+            before, rest = _run(device, server, arrays, repeat)
+        turns = measure_turns(Path(folder), _NAME, arrays, server.sent, threads, slowdown, repeat)
+    factor = turns.device / max(before + rest, 1e-9)
+    return Stages(before * factor, turns.compute, rest * factor, turns.server)
 
 
 def names_of(model: Cuttable, split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -75,7 +82,7 @@ def names_of(model: Cuttable, split: Split) -> tuple[tuple[str, ...], tuple[str,
 
 
 class _Server:
-    """A client that runs the subgraph in this process and measures the time."""
+    """A client that runs the subgraph in this process, and notes when. `sent` are the last inputs."""
 
     def __init__(self, folder: Path, manifest: Manifest, threads: tuple[int, int]) -> None:
         subject = open_subject(folder, {}, None, None)
@@ -84,16 +91,15 @@ class _Server:
         self._names = [spec.name for spec in subject.inputs]
         self._outputs = [spec.name for spec in manifest.offloaded[0].outputs]
         self._threads = threads
-        self.began = self.ended = self.seconds = 0.0
+        self.sent: Mapping[str, Array] = {}
+        self.began = self.ended = 0.0
 
     def infer(self, model: str, inputs: Mapping[str, Array], **options: Unpack[InferOptions]) -> Mapping[str, Array]:
         self.began = time.perf_counter()
         device, server = self._threads
         with thread_count(server, device):
-            time.sleep(_WAIT)
-            start = time.perf_counter()
-            result = self._main(*(tvm.runtime.tensor(np.ascontiguousarray(inputs[name])) for name in self._names))
-            self.seconds = time.perf_counter() - start
+            self.sent = {name: np.array(inputs[name]) for name in self._names}
+            result = self._main(*map(tvm.runtime.tensor, self.sent.values()))
         time.sleep(_WAIT)
         results = [result] if isinstance(result, tvm.runtime.Tensor) else list(result)
         answer: dict[str, Array] = {n: r.numpy() for n, r in zip(self._outputs, results, strict=True)}
@@ -101,7 +107,8 @@ class _Server:
         return answer
 
 
-def _run(device: OffloadedModel, server: _Server, arrays: Sequence[Array], repeat: int) -> Stages:
+def _run(device: OffloadedModel, server: _Server, arrays: Sequence[Array], repeat: int) -> tuple[float, float]:
+    """The seconds before the request and after the reply."""
     taken = []
     for at in range(repeat + 2):
         time.sleep(_WAIT)
@@ -109,5 +116,6 @@ def _run(device: OffloadedModel, server: _Server, arrays: Sequence[Array], repea
         device(*arrays)
         end = time.perf_counter()
         if at >= 2:
-            taken.append((server.began - start, server.seconds, end - server.ended))
-    return Stages(*(statistics.median(own) for own in zip(*taken, strict=True)))
+            taken.append((server.began - start, end - server.ended))
+    before, rest = (statistics.median(own) for own in zip(*taken, strict=True))
+    return before, rest

@@ -217,11 +217,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Stages:
-    """The computing times of a split: the device before the request, the server, the device after the reply."""
+    """The computing times of a split: the device before the request, the server, the device after the reply.
+
+    `turn` is how long an item occupies the server, with its messages, when another one follows; 0 if it is not known.
+    """
 
     device: float
     server: float
     rest: float = 0.0
+    turn: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -301,6 +305,9 @@ class Costs:
         device, encode, server, rest = stages
         network, overhead = self.network, self.overhead
         device_turn = device + encode + rest + overhead.client.of(sent + received)
+        server_turn = server + overhead.worker.of(sent + received)
+        if known is not None and known.turn:
+            server_turn = known.turn
         return Prediction(
             split,
             False,
@@ -313,7 +320,7 @@ class Costs:
             overhead=overhead.of(sent + received),
             sent=sent,
             received=received,
-            interval=network.interval(max(device_turn, server + overhead.worker.of(sent + received)), sent, received),
+            interval=network.interval(max(device_turn, server_turn), sent, received),
             measured=known is not None,
         )
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from zmq_offload.client.sync import Client
-from zmq_offload.plan.costs import Overhead
+from zmq_offload.plan.costs import Handling, Overhead
+from zmq_offload.plan.turns import interval
 from zmq_offload.testing.fabric import start_fabric
 from zmq_offload.testing.processes import Children, Interrupts
 
@@ -30,10 +31,26 @@ def measure_overhead() -> Overhead:
         tempfile.TemporaryDirectory() as logs,
     ):
         endpoint = start_fabric(children, Path(logs), 1, Path(logs), ("--executor", "echo"))
-        with Client(endpoint) as client:
-            times = {size: _median(client, size, calls) for size, calls in _CALLS.items()}
+        # A device is on another host and shares no memory with the broker.
+        with Client(endpoint, arena_bytes=0) as client:
+            latency = _of_both({size: _median(client, size, calls) for size, calls in _CALLS.items()})
+            busy = {size: _pipelined(client, size, calls) for size, calls in _CALLS.items()}
+    here = _of_both({size: used for size, (used, _) in busy.items()})
+    worker = _of_both({size: turn for size, (_, turn) in busy.items()})
+    return Overhead(latency.request, latency.byte, here, worker)
+
+
+def _of_both(times: dict[int, float]) -> Handling:
     byte = max(0.0, (times[_LARGE] - times[1]) / (2 * 4 * _LARGE))
-    return Overhead(times[1], byte)
+    return Handling(times[1], byte)
+
+
+def _pipelined(client: Client, size: int, calls: int) -> tuple[float, float]:
+    """The processor time of this process, and the time between two replies, for each of many requests in flight."""
+    inputs = {"x": np.zeros(size, np.float32)}
+    start = time.process_time()
+    turn = interval(client, "echo", inputs, calls, 3.0)
+    return (time.process_time() - start) / calls, turn
 
 
 def _median(client: Client, size: int, calls: int) -> float:

@@ -6,7 +6,7 @@ TVM must not have started its threads before: the number of threads is set by th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -150,15 +150,15 @@ def _measure(question: Question, model: Cuttable, costs: Costs, progress: Progre
     target = host_target()
     threads = (1, question.server_threads)
     with progress.step(f"compile and run the cut at {model.points[split.start].name} as {split.wire}"):
-        here = measure_split(question.model, model, split, (target, target), threads, question.repeat)
-    factor = question.slowdown or 1.0
-    device, rest, server = here.device * factor, here.rest * factor, here.server
+        found = measure_split(
+            question.model, model, split, (target, target), threads, question.repeat, question.slowdown or 1.0
+        )
     predicted = costs.predict(split)
     if question.device is not None:
-        device, rest = predicted.device + predicted.encode, predicted.rest
+        found = replace(found, device=predicted.device + predicted.encode, rest=predicted.rest)
     if question.server is not None:
-        server = predicted.server
-    return Stages(device, server, rest)
+        found = replace(found, server=predicted.server, turn=0.0)
+    return found
 
 
 def _plan(
