@@ -19,6 +19,8 @@ from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import checked, count, threads, whole
 from zmq_offload.console.silence import add_verbose, silent
 from zmq_offload.console.tables import Facts, Prose, show
+from zmq_offload.errors import InvalidArgument
+from zmq_offload.plan import links
 from zmq_offload.plan.costs import OBJECTIVES, WIRES, Network
 
 PICTURE = "zmq-offload-plan.png"
@@ -63,8 +65,8 @@ def _add_link_options(parser: Parser) -> None:
     group.add_argument("--rtt", type=delay, metavar="TIME", help="round-trip time, e.g. 10ms")
     group.add_argument(
         "--link",
-        choices=(MEASURE,),
-        help="instead of both: measure the link from here to the broker (with a worker of --executor echo, both ways)",
+        metavar="TRACE",
+        help="instead of both: a recorded link, a CSV file; or `measure` the one from here to the broker",
     )
     settings.add_frontend(parser)
 
@@ -129,12 +131,23 @@ def _network(args: argparse.Namespace) -> Network:
     """The link that the options say."""
     if args.link is None:
         return Network(args.bandwidth, args.rtt)
+    if args.link != MEASURE:
+        return _recorded(Path(args.link))
     from zmq_offload.plan.measured_link import ECHO, measure_link
 
     network, both = measure_link(args.broker)
     if not both and not args.quiet:
         print(f"no worker serves {ECHO!r}, so the way back counts as fast as the way there", file=sys.stderr)
     return network
+
+
+def _recorded(trace: Path) -> Network:
+    try:
+        return links.network_of(links.read_trace(trace.read_text()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{trace} cannot be read: {error}; give a CSV file, or `--link {MEASURE}`") from None
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{trace} is not a trace: {error}") from None
 
 
 def run(parser: Parser, args: argparse.Namespace) -> int:

@@ -1,4 +1,5 @@
 """`zmq-offload plan`: where to cut a model, from measured times and the network.
 
-`costs`, `frontiers`, `mincut`, `rules`, `search` and `report` are pure. `halves` and `confirm` measure.
+`costs`, `cover`, `frontiers`, `links`, `mincut`, `rules`, `search` and `report` are pure. `halves`, `confirm` and `turns`
+measure.
 """
