@@ -14,7 +14,9 @@ from msgspec.structs import replace
 from PIL import Image
 
 from tests.support.local_client import LocalClient
+from tests.support.split_bundles import SplitNet, write_bundle, write_models
 from zmq_offload.artifacts.manifest import Manifest
+from zmq_offload.artifacts.repository import Repository
 from zmq_offload.cli.main import main
 from zmq_offload.compile import Compiled, compile_model
 from zmq_offload.compile.flops import counting
@@ -97,6 +99,27 @@ def test_a_device_bundle_calls_its_workers_and_shows_each_call(compiled_mlp: Com
     client.error = TimeoutError("no answer")
     with pytest.raises(TimeoutError, match="no answer"):
         measure(subject, subject.arrays({}), 2)
+
+
+def test_an_adaptive_bundle_is_profiled_by_one_of_its_splits(
+    tmp_path: Path, compiled_mlp: Compiled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = SplitNet()
+    bundle = write_bundle(tmp_path / "device", net)
+    write_models(Repository(tmp_path / "repository"), net, cuts=["wide"])
+    assert open_subject(bundle, {}, None, None, "narrow").entry == "to_narrow"
+    assert open_subject(tmp_path / "repository" / net.model("wide") / "1", {}, None, None).entry == "from_wide"
+    output = [*FAST, "-o", str(tmp_path / "p.png")]
+    assert main(["profile", str(bundle), "--split", "wide", *output]) == 0
+    assert net.model("wide") in capsys.readouterr().out
+    for folder, split, error in (
+        (bundle, [], "has the splits 'x', 'wide', 'narrow'; name one with --split"),
+        (bundle, ["--split", "wid"], "split 'wid' is not in the bundle"),
+        (compiled_mlp.device, ["--split", "wide"], "split 'wide' is not in the bundle; it has one cut only"),
+        (compiled_mlp.subgraphs[0], ["--split", "wide"], "--split is for device bundles"),
+    ):
+        assert main(["profile", str(folder), *split, *output]) != 0
+        assert error in capsys.readouterr().err
 
 
 def test_a_device_bundle_without_a_broker_says_that_it_took_zeros(

@@ -54,6 +54,7 @@ def add_options(parser: Parser) -> None:
         metavar="T",
         help="target for a model file, a name of `compile --list-targets` or TVM's JSON (default: this CPU)",
     )
+    parser.add_argument("--split", metavar="NAME", help="of an adaptive device bundle: which of its splits to run")
     parser.add_argument("--threads", type=threads, metavar="N", help="TVM threads (default: all cores)")
     parser.add_argument("--repeat", type=count, default=20, metavar="N", help="runs for each median (default: 20)")
     parser.add_argument("--top", type=count, default=20, metavar="N", help="functions to show (default: 20)")
@@ -112,6 +113,7 @@ def _profile(args: argparse.Namespace) -> int:
         repeat=args.repeat,
         broker=args.broker,
         timeout=args.timeout,
+        split=args.split,
     )
     progress = Progress(3 + (args.save is not None), quiet=args.quiet)
     profile = profiling.take_profile(order, progress)

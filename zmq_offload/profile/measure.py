@@ -72,7 +72,7 @@ def measure(
     plain, profiled = subject.machine(), subject.machine()
     recorder = Recorder()
     profiled["set_instrument"](tvm_ffi.convert(recorder))
-    calls = [_caller(subject, machine["main"], inputs) for machine in (plain, profiled)]
+    calls = [_caller(subject, machine[subject.entry], inputs) for machine in (plain, profiled)]
     for call in (*calls, *calls):
         call()
     times: list[list[float]] = [[], []]

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Order:
-    """What to profile: a model file, a version or a device bundle, whose calls go to `broker` if there is one."""
+    """What to profile: a model file, a version or a device bundle, whose calls go to `broker` if there is one. `split`
+    is one of an adaptive bundle."""
 
     model: Path
     inputs: Mapping[str, Sequence[Dim]]
@@ -34,6 +35,7 @@ class Order:
     repeat: int
     broker: Sequence[str] | None = None
     timeout: float = 10.0
+    split: str | None = None
 
 
 def take_profile(order: Order, progress: Progress) -> Profile:
@@ -44,7 +46,7 @@ def take_profile(order: Order, progress: Progress) -> Profile:
         if client is not None and order.broker is not None:
             check_served(client, Manifest.read(order.model), order.broker)
         with progress.step(f"{'compile' if order.model.is_file() else 'load'} {order.model}"):
-            subject = open_subject(order.model, order.inputs, order.target, client)
+            subject = open_subject(order.model, order.inputs, order.target, client, order.split)
         if subject.offloaded and client is None:
             names = ", ".join(dict.fromkeys(subject.offloaded.values()))
             notes.append(f"no --broker: {names} did not run; their outputs are zeros")

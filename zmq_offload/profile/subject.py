@@ -14,13 +14,14 @@ from zmq_offload.artifacts.manifest import LIBRARY, MANIFEST, RECEIVE, SEND, Man
 from zmq_offload.artifacts.repository import DESCRIPTION, Repository
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
 from zmq_offload.common.suggest import did_you_mean
+from zmq_offload.device.adaptive import AUTO, usable_splits
 from zmq_offload.device.remote import InferenceClient, InFlight, RemoteModule, registered
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.profile.result import flops_of
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import ANY, TensorSpec
 from zmq_offload.runtime.forks import THREADS
-from zmq_offload.runtime.machine import check_tvm_version, load_library, loading
+from zmq_offload.runtime.machine import MAIN, check_tvm_version, load_library, loading
 from zmq_offload.runtime.tvm_library import tvm_ffi, virtual_machine
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Zeros:
 
 @dataclass
 class Subject:
-    """A compiled model.
+    """A compiled model: the function `entry` of a module.
 
     `flops` are the operations that were counted at compile time. `offloaded` has the name of the served model by each
     symbol that calls a worker, sends to it or receives from it, and `remote` has the functions for these symbols.
@@ -58,6 +59,7 @@ class Subject:
     offloaded: dict[str, str] = field(default_factory=dict)
     remote: dict[str, RemoteModule] = field(default_factory=dict)
     failure: InFlight = field(default_factory=InFlight)
+    entry: str = MAIN
 
     def machine(self) -> tvm_ffi.Module:
         """A VM of its own on the library. Raises FailedPrecondition if it cannot be loaded."""
@@ -96,22 +98,28 @@ class Subject:
 
 
 def open_subject(
-    path: Path, inputs: Mapping[str, Sequence[Dim]], target: Any, client: InferenceClient | None
+    path: Path,
+    inputs: Mapping[str, Sequence[Dim]],
+    target: Any,
+    client: InferenceClient | None,
+    split: str | None = None,
 ) -> Subject:
     """Compile the model file `path`, or load the version or device bundle there.
 
-    `target` is for a model file, and `client` calls the workers of a device bundle. Raises InvalidArgument for options
-    that do not fit `path`, and FailedPrecondition if nothing there can be profiled.
+    `target` is for a model file, `client` calls the workers of a device bundle, and `split` is for an adaptive one.
+    Raises InvalidArgument for options that do not fit `path`, and FailedPrecondition if nothing there can be profiled.
     """
     for name, dims in inputs.items():
         if not all(isinstance(dim, int) for dim in dims):
             raise InvalidArgument(f"--input {name} has a symbolic dimension; give numbers, because the model runs")
+    if split is not None and not (path / MANIFEST).is_file():
+        raise InvalidArgument(f"--split is for device bundles, and {path} is not one; leave it out")
     if path.is_file():
         return _model(path, inputs, target)
     if target is not None:
         raise InvalidArgument("--target is for model files; leave it out for a compiled library")
     if (path / MANIFEST).is_file():
-        return _bundle(path, client or Zeros())
+        return _bundle(path, client or Zeros(), split)
     if (path / DESCRIPTION).is_file():
         return _version(path)
     if not path.exists():
@@ -154,21 +162,34 @@ def _version(folder: Path) -> Subject:
     title = f"{model.name} version {model.version}"
     module = load_library(folder / SUBGRAPH)
     flops = model.extra.get("flops")
-    return Subject(title, "subgraph", module, model.inputs, model.target, flops if isinstance(flops, dict) else {})
+    counts = flops if isinstance(flops, dict) else {}
+    return Subject(title, "subgraph", module, model.inputs, model.target, counts, entry=model.entry)
 
 
-def _bundle(folder: Path, client: InferenceClient) -> Subject:
+def _bundle(folder: Path, client: InferenceClient, split: str | None) -> Subject:
     manifest = Manifest.read(folder)
     check_tvm_version(folder, manifest.tvm_version)
     library = manifest.check_library(folder)
     manifest.cpu.check(str(library))
+    entry = _entry(manifest, folder, split)
     subject = Subject(
         str(folder), "device part", load_library(folder / LIBRARY), manifest.inputs, manifest.target, manifest.flops
     )
     for part in manifest.offloaded:
         subject.offloaded |= {part.symbol + half: part.model for half in ("", SEND, RECEIVE)}
         subject.remote[part.symbol] = RemoteModule(part, client, None, subject.failure)
+    subject.entry = entry
     return subject
+
+
+def _entry(manifest: Manifest, folder: Path, split: str | None) -> str:
+    """The function of a bundle's library that `--split` means."""
+    if split is not None and split != AUTO:
+        return usable_splits(manifest, split)[0].entry
+    if manifest.splits:
+        names = ", ".join(repr(one.name) for one in manifest.splits)
+        raise InvalidArgument(f"{folder} has the splits {names}; name one with --split")
+    return MAIN
 
 
 def _shape(spec: TensorSpec, given: Sequence[Dim] | None) -> tuple[int, ...]:
