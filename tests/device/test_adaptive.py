@@ -15,13 +15,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from tests.support.local_client import LocalClient
+from tests.support import onnx_models
+from tests.support.bundle_secrets import contents
+from tests.support.local_client import LocalClient, run_uncut
 from tests.support.processes import eventually
 from tests.support.split_bundles import CUTS, SplitNet, write_bundle, write_models
 from zmq_offload.artifacts.manifest import MANIFEST
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.client.results import Outputs, Timings
-from zmq_offload.compile import Compiled
+from zmq_offload.compile import Compiled, Cut, compile_model
 from zmq_offload.device import adaptive
 from zmq_offload.device.controller import Chosen, Sample
 from zmq_offload.device.model import load
@@ -317,7 +319,10 @@ class Submitting(Workers):
         future: Future[Any] = Future()
         self.sent.append(future)
         if self.at_once:
-            future.set_result(self.infer(model, {name: array.copy() for name, array in inputs.items()}, **options))
+            try:
+                future.set_result(self.infer(model, {name: array.copy() for name, array in inputs.items()}, **options))
+            except OffloadError as error:
+                future.set_exception(error)
         return future
 
 
@@ -367,3 +372,40 @@ def test_a_closed_model_and_its_repr(built: Path, workers: Workers) -> None:
     with pytest.raises(FailedPrecondition, match="the model is closed"):
         model(X)
     assert model.statistics.offloaded == 0
+
+
+def test_splits_whose_requests_overlap_with_work_of_the_device(tmp_path: Path, controllers: list[Scripted]) -> None:
+    file = onnx_models.branches(tmp_path / "m.onnx")
+    shape = {"x": (1, 3, 8, 8)}
+    cuts = [Cut("features", until="left"), Cut("x")]
+    compiled = compile_model(file, inputs=shape, cuts=cuts, name="m", output=tmp_path, with_fallback=True)
+    assert f"{compiled.manifest.offloaded[0].symbol}_receive".encode() in contents(compiled.device)
+    x = onnx_models.random(*shape["x"])
+    right = run_uncut(file, shape, [x])
+    submitting = Submitting(tmp_path / "repository")
+    for client in (submitting, Workers(tmp_path / "repository")):
+        with load(compiled.device, client=client, offload="auto") as model:
+            for Scripted.wants in (0, 1, -1, 0):
+                for found, wanted in zip(model(x), right, strict=True):
+                    np.testing.assert_allclose(found, wanted, atol=1e-5)
+            client.error = DeadlineExceeded("late")
+            client.errors[compiled.models[0].name] = DeadlineExceeded("late")
+            np.testing.assert_allclose(model(x)[0], right[0], atol=1e-5)
+            assert model.statistics[:4] == (3, 1, 1, 0)
+    for controller in controllers:
+        assert [told[0] for told in controller.told] == ["took", "took", "here", "took", "missed", "here"]
+        assert all(min(told[2][:2]) > 0 and told[2][4] >= 0 for told in controller.told if told[0] == "took")
+
+
+def test_requests_belong_to_traces(built: Path) -> None:
+    pytest.importorskip("opentelemetry.trace")
+    traced: list[bool] = []
+
+    class Traces(Workers):
+        def infer(self, model: str, inputs: Mapping[str, Any], **options: Any) -> Mapping[str, Any]:
+            traced.append(options.pop("trace"))
+            return super().infer(model, inputs, **options)
+
+    with load(built / "device", client=Traces(built / "repository"), trace=True) as model:
+        check(model)
+    assert traced == [True]
