@@ -90,26 +90,37 @@ class Explanation(NamedTuple):
     queue: float
 
 
+GAIN = 0.25
+"""How much a measurement counts in comparison with what was known before."""
+
+
+def _mixed(before: float | None, seconds: float) -> float:
+    """What is known of a time after another measurement."""
+    return seconds if before is None else before + GAIN * (seconds - before)
+
+
 class _Stage:
     """A time that each split has of its own, on one machine. One that was predicted shows how slow the machine is."""
 
+    __slots__ = ("_measured", "_predicted", "_slower")
+
     def __init__(self, predicted: Sequence[float | None]) -> None:
         self._predicted = predicted
-        self._measured = [Estimate() for _ in predicted]
-        self._slower = Estimate()
+        self._measured: list[float | None] = [None] * len(predicted)
+        self._slower: float | None = None
 
     def add(self, split: int, seconds: float) -> None:
-        self._measured[split].add(seconds)
+        self._measured[split] = _mixed(self._measured[split], seconds)
         expected = self._predicted[split]
         if expected:
-            self._slower.add(seconds / expected)
+            self._slower = _mixed(self._slower, seconds / expected)
 
     def of(self, split: int) -> float | None:
         """Seconds. None if nothing is known."""
-        expected, measured = self._predicted[split], self._measured[split]
-        if measured.samples or expected is None:
-            return measured.mean if measured.samples else None
-        return expected * (self._slower.mean if self._slower.samples else 1.0)
+        measured, expected = self._measured[split], self._predicted[split]
+        if measured is not None or expected is None:
+            return measured
+        return expected if self._slower is None else expected * self._slower
 
 
 class Controller:
@@ -130,13 +141,12 @@ class Controller:
         self._splits, self._objective, self._may_run_here = splits, objective, local is not False
         self._device = _Stage([split.device for split in splits])
         self._server = _Stage([split.server for split in splits])
-        self._rest = [Estimate() for _ in splits]
-        self._link, self._queue, self._here = LinkEstimate(), Estimate(), Estimate()
-        if local:
-            self._here.add(local)
+        self._rest = [0.0] * len(splits)
+        self._link, self._queue = LinkEstimate(), 0.0
+        self._here: float | None = local or None
         self._late = Estimate()  # by how much items were later than predicted
-        self._error = Estimate()
-        self._measured = Estimate()
+        self._error: float | None = None
+        self._measured: float | None = None
         self._used: int | None = None
         self._since = 0.0
         self._for, self._agree = HERE, 0  # a split that is better than that in use, and for how many items it was
@@ -149,9 +159,8 @@ class Controller:
         """How to run the next item."""
         if not self._exploring and now >= self._explore_at and (place := self._unclear()) is not None:
             self._exploring = True
-            return Chosen(place, self._patience(place, True), True, self._expected(place) or 0.0)
-        split = self._decided(now)
-        return Chosen(split, self._patience(split, False), False, self._expected(split) or 0.0)
+            return self._chosen(place, True)
+        return self._chosen(self._decided(now), False)
 
     def took(self, chosen: Chosen, sample: Sample, now: float) -> None:
         """A worker served an item, which is done."""
@@ -159,11 +168,12 @@ class Controller:
         device, total, queue, compute, rest = sample
         seconds = device + total + rest
         self._judge(chosen, seconds)
-        self._late.add(max(0.0, total - (self._away(split) or total)))
+        if chosen.predicted:
+            self._late.add(max(0.0, seconds - chosen.predicted))
         self._device.add(split, device)
         self._server.add(split, compute)
-        self._queue.add(queue)
-        self._rest[split].add(rest)
+        self._queue += GAIN * (queue - self._queue)
+        self._rest[split] += GAIN * (rest - self._rest[split])
         facts = self._splits[split]
         self._link.add(facts.sent + facts.received, max(0.0, total - queue - compute))
         self._misses, self._lost = 0, False
@@ -171,7 +181,7 @@ class Controller:
 
     def ran_here(self, chosen: Chosen, seconds: float, now: float) -> None:
         """An item was computed on this device, by choice or after a miss."""
-        self._here.add(seconds)
+        self._here = _mixed(self._here, seconds)
         if chosen.split == HERE:
             self._judge(chosen, seconds)
             self._saw(chosen, seconds, now)
@@ -204,7 +214,7 @@ class Controller:
         why = f"{1e3 * expected:.1f} ms expected" + (f" ({', '.join(others)})" if others else "")
         if link.samples:
             why += f"; round trip {1e3 * link.round_trip:.1f} ms, {8e-6 * rate:.3g} Mbit/s"
-            why += f", queue {1e3 * self._queue.mean:.1f} ms"
+            why += f", queue {1e3 * self._queue:.1f} ms"
         if self._lost:
             why = f"workers are lost; {why}"
         return Explanation(
@@ -212,11 +222,11 @@ class Controller:
             now - self._since,
             why,
             expected,
-            self._measured.mean,
-            self._error.mean,
+            self._measured or 0.0,
+            self._error or 0.0,
             link.round_trip,
             rate,
-            self._queue.mean,
+            self._queue,
         )
 
     def _places(self) -> Sequence[int]:
@@ -252,60 +262,62 @@ class Controller:
     def _use(self, split: int, now: float) -> int:
         if split != self._used:
             self._used, self._since, self._agree = split, now, 0
-            self._measured = Estimate()
+            self._measured = None
         return split
 
     def _cost(self, place: int) -> float | None:
         """What the objective wants little of. None if a part of it is not known."""
-        if place == HERE:
-            return self._here.mean if self._here.samples else None
-        device = self._device.of(place)
+        device = None if place == HERE else self._device.of(place)
         if self._objective == "latency" or device is None:
             return self._expected(place)
-        rest = self._rest[place].mean
+        busy = device + self._rest[place]
         if self._objective == "device-time":
-            return device + rest
-        server = self._server.of(place)
-        facts = self._splits[place]
+            return busy
+        server, facts = self._server.of(place), self._splits[place]
         sending = self._link.per_byte * (facts.sent + facts.received)
-        return None if server is None else max(device + rest, sending, server + self._queue.mean)
+        return None if server is None else max(busy, sending, server + self._queue)
 
     def _expected(self, place: int) -> float | None:
         """Seconds of a whole item."""
         if place == HERE:
-            return self._here.mean if self._here.samples else None
+            return self._here
         device, away = self._device.of(place), self._away(place)
-        return None if device is None or away is None else device + away + self._rest[place].mean
+        return None if device is None or away is None else device + away + self._rest[place]
 
     def _away(self, split: int) -> float | None:
         """Seconds from sending to the reply."""
-        server, facts = self._server.of(split), self._splits[split]
+        server = self._server.of(split)
         if server is None or not self._link.samples:
             return None
-        return self._link.predicted(facts.sent + facts.received) + self._queue.mean + server
+        facts = self._splits[split]
+        return self._link.predicted(facts.sent + facts.received) + self._queue + server
 
-    def _patience(self, place: int, explores: bool) -> float:
-        """Seconds to wait for a worker: as long as late replies take, and as long as this device would."""
-        here = self._here.mean
+    def _chosen(self, place: int, explores: bool) -> Chosen:
+        """A request is waited for as long as late replies take, and as long as this device would."""
+        here = self._here or 0.0
         if place == HERE:
-            return UNKNOWN
-        away = self._away(place)
-        if explores and self._lost and self._here.samples:
-            return max(here, LEAST)
+            return Chosen(place, UNKNOWN, explores, here)
+        away, device = self._away(place), self._device.of(place)
         if away is None:
-            return max(UNKNOWN, here)
-        return max(away + 4 * (self._late.mean + self._late.deviation), 2 * away, here, LEAST)
+            return Chosen(place, max(UNKNOWN, here), explores, 0.0)
+        if explores and self._lost and here:
+            patience = max(here, LEAST)
+        else:
+            late = self._late
+            patience = max(away + 4 * (late.mean + late.deviation), 2 * away, here, LEAST)
+        return Chosen(place, patience, explores, 0.0 if device is None else device + away + self._rest[place])
 
     def _judge(self, chosen: Chosen, seconds: float) -> None:
-        self._measured.add(seconds)
+        self._measured = _mixed(self._measured, seconds)
         if chosen.predicted:
-            self._error.add(abs(chosen.predicted - seconds) / max(seconds, 1e-9))
+            self._error = _mixed(self._error, abs(chosen.predicted - seconds) / max(seconds, 1e-9))
 
     def _saw(self, chosen: Chosen, seconds: float, now: float) -> None:
         place = chosen.split
         self._seen[place] = self._seen[place][0] + 1, now
-        known = all(count >= KNOWN for count, _ in self._seen.values())
-        self._explored(chosen, seconds, OFTEN if known else 0.0, now)
+        if chosen.explores:
+            known = all(count >= KNOWN for count, _ in self._seen.values())
+            self._explored(chosen, seconds, OFTEN if known else 0.0, now)
 
     def _explored(self, chosen: Chosen, seconds: float, least: float, now: float) -> None:
         """An item that explored took so long: the next one waits until all of that costs a small share of the time."""
