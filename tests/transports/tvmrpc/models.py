@@ -6,11 +6,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 import tvm
+from msgspec.structs import replace
 from tvm import relax
 
 from tests.transports.models import MODELS
 from zmq_offload.artifacts.repository import LIBRARY, ModelVersion, Repository
 from zmq_offload.protocol.tensors import ANY, TensorSpec
+
+ENTRY = "compute"
+"""The function of each library, as one of several that a library may have."""
 
 _SIZE = 700
 """Of the matrices that `slow` multiplies, in about a second. Nothing stops it."""
@@ -26,7 +30,8 @@ def contract_repository(folder: Path, names: Collection[str] = tuple(MODELS)) ->
                 inputs, outputs = MODELS[name][version]
                 made = tvm.compile(_module(name, inputs), target=tvm.target.Target({"kind": "llvm"}))
                 made.export_library(str(place / LIBRARY))
-                return ModelVersion(name, version, inputs, outputs, {"kind": "llvm"}, tvm.__version__, "")
+                described = ModelVersion(name, version, inputs, outputs, {"kind": "llvm"}, tvm.__version__, "")
+                return replace(described, entry=ENTRY)
 
             repository.write(name, version, build)
     return folder
@@ -39,7 +44,7 @@ def _module(name: str, inputs: tuple[TensorSpec, ...]) -> tvm.IRModule:
     for number, spec in enumerate(inputs):
         shape = [rows if extent == ANY else extent for extent in spec.shape]
         given.append(relax.Var(f"x{number}", relax.TensorType(shape, str(spec.dtype))))
-    with builder.function("main", given):
+    with builder.function(ENTRY, given):
         if name == "fails":
             builder.emit(relax.op.assert_op(relax.const(False, "bool"), format="division by zero"))
         builder.emit_func_output(builder.emit(_result(name, given)))

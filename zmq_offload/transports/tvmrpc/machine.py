@@ -30,7 +30,6 @@ METHODS = (_BEGIN, _SET, _RUN, _GET, _COUNT)
 """Functions of a virtual machine, which `RemoteMachine` calls."""
 
 _CPU, _POOLED = 1, 2
-_MAIN = "main"
 _ALIGNMENT = 64
 _MOST_OUTPUTS = 1000
 
@@ -43,16 +42,21 @@ class _Room(NamedTuple):
 
 
 class RemoteMachine:
-    """Runs `main` of one library on the server. Threads share it.
+    """Runs a function of one library on the server, its `entry`. Threads share it.
 
     `functions` has the numbers of `METHODS`. Room for inputs whose shapes are known is made at once; that of others
     grows.
     """
 
     def __init__(
-        self, session: Session, functions: Mapping[str, int], inputs: Sequence[TensorSpec], ask: Asking
+        self,
+        session: Session,
+        functions: Mapping[str, int],
+        inputs: Sequence[TensorSpec],
+        entry: str,
+        ask: Asking,
     ) -> None:
-        self._session, self._functions = session, functions
+        self._session, self._functions, self._entry = session, functions, entry
         self._names = [spec.name for spec in inputs]
         self._outputs: int | None = None
         self._lock = threading.Lock()
@@ -72,13 +76,13 @@ class RemoteMachine:
             buffers.append(wire.copy_to(tensor))
             if array.nbytes:
                 buffers.append(array.reshape(-1).view(np.uint8).data)
-        calls = [self._call(_SET, _MAIN, *given), self._call(_RUN, _MAIN)]
+        calls = [self._call(_SET, self._entry, *given), self._call(_RUN, self._entry)]
         if self._outputs is None:
             # A run shows whether the model gives one array or a tuple. It is not used: another thread's run may follow.
             self._checked(self._session.call([*buffers, *calls], attempt, len(given) + len(calls)), what)
-            self._outputs = ask.number(self._call(_COUNT, _MAIN), -1, _MOST_OUTPUTS)
+            self._outputs = ask.number(self._call(_COUNT, self._entry), -1, _MOST_OUTPUTS)
         indexes: list[tuple[int, ...]] = [()] if self._outputs < 0 else [(n,) for n in range(self._outputs)]
-        calls += [self._call(_GET, _MAIN, *index) for index in indexes]
+        calls += [self._call(_GET, self._entry, *index) for index in indexes]
         answers = self._session.call([*buffers, *calls], attempt, len(given) + len(calls), late=_freeing)
         return self._fetched(answers, len(indexes), what, most, attempt)
 

@@ -85,7 +85,7 @@ def _machine(model: ModelVersion, folder: Path) -> Machine:
     check_tvm_version(folder, model.tvm_version)
     if model.cpu is not None:
         model.cpu.check(str(folder / LIBRARY))
-    return Machine(load_library(folder / LIBRARY), model.inputs)
+    return Machine(load_library(folder / LIBRARY), model.inputs, entry=model.entry)
 
 
 def _refused(error: OffloadError) -> list[parcel.Frame]:

@@ -89,7 +89,7 @@ class Uploaded:
         vm = ask.handle(wire.call(begin.number))
         found = ask.values(*(self._method(vm, method) for method in METHODS))
         functions = {method: ask.a_handle(one).number for method, one in zip(METHODS, found, strict=True)}
-        return RemoteMachine(self._session, functions, model.inputs, ask)
+        return RemoteMachine(self._session, functions, model.inputs, model.entry, ask)
 
     def _find_functions(self, ask: Asking) -> None:
         names = (_UPLOAD, _LOAD, _REMOVE, _METHOD, _CPU, _TRIPLE, _TARGET, _HAS)
