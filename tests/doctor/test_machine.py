@@ -75,6 +75,7 @@ def test_clocks(facts: Clock, level: Level, text: str, remedy: str) -> None:
 
 NONE = Gpus("libcuda.so.1 is missing", "", ())
 H100 = Gpus("", "13.0", [("NVIDIA H100", "9.0")])
+OLD = Gpus("", "12.4", [("NVIDIA H100", "9.0")])
 TWO = Gpus("", "13.0", [("NVIDIA H100", "9.0"), ("NVIDIA L40S", "8.9")])
 
 
@@ -94,6 +95,8 @@ TWO = Gpus("", "13.0", [("NVIDIA H100", "9.0"), ("NVIDIA L40S", "8.9")])
         (TWO, "cuda:all", [("m:1", "9.0")], Level.FAIL, "9.0, NVIDIA L40S has 8.9", "--target cuda-native"),
         (TWO, "cuda:0", [("m:1", "9.0")], Level.OK, "cuda:1 NVIDIA L40S", ""),
         (NONE, "cuda:all", [], Level.FAIL, "--device cuda:all needs one", "docker run --gpus all"),
+        (OLD, "cuda:0", [], Level.FAIL, "the driver has CUDA 12.4, and workers need 13.0", "from 580 on"),
+        (OLD, "cpu", [], Level.OK, "CUDA 12.4: cuda:0 NVIDIA H100", ""),
         (H100, "cpu", [("m:1", "9.0")], Level.WARNING, "m:1 needs a GPU", "--device cuda:0"),
     ],
 )

@@ -16,6 +16,7 @@ from zmq_offload.compile import Compiled
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.protocol.payload import Array
 from zmq_offload.protocol.tensors import TensorSpec
+from zmq_offload.runtime.copies import Cudart
 from zmq_offload.runtime.gpu import GpuMachine, open_gpu
 from zmq_offload.runtime.machine import Machine, load_library
 
@@ -159,7 +160,17 @@ def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         open_gpu("cuda:0")
 
 
+def test_a_driver_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudart = StubCudart()
+    cudart.code = 35
+    monkeypatch.setattr("zmq_offload.runtime.gpu._load_cuda", lambda: Cudart(cudart))
+    with pytest.raises(
+        FailedPrecondition, match=r"^cuda:0 cannot be used: .*cudaErrorInsufficientDriver \(35\): CUDA dr"
+    ):
+        open_gpu("cuda:0")
+
+
 def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zmq_offload.runtime.gpu._load_cuda", lambda: None)
+    monkeypatch.setattr("zmq_offload.runtime.gpu._load_cuda", lambda: Cudart(StubCudart()))
     with pytest.raises(FailedPrecondition, match=r"^cuda:99 is not there; `nvidia-smi -L` lists"):
         open_gpu("cuda:99")

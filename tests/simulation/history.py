@@ -39,7 +39,7 @@ class History:
         for n in range(chance.randint(1, 3)):
             more = [*models, *chance.choice(((), (("m", 2),), (("n", 1),)))]
             slots, batch = chance.randint(1, 4), chance.choice((1, 1, 4))
-            self.workers.append(Worker(world, n, self.brokers, slots, more, batch))
+            self.workers.append(Worker(world, n, self.brokers, slots, more, batch, ahead=n == 1))
         self.clients = [Client(world, n, self.brokers) for n in range(chance.randint(1, 3))]
         if self.calm:
             for worker in self.workers:
@@ -69,7 +69,9 @@ class History:
             # Any exception of a core is a fault, too.
             where = "" if isinstance(error, Fault) else traceback.format_exc()
             raise Fault(f"seed {self.seed}: {type(error).__name__}: {error}\n{where}\n{self.log()}") from error
-        return Counter(outcome for client in self.clients for outcome in client.outcomes.values())
+        outcomes = Counter(outcome for client in self.clients for outcome in client.outcomes.values())
+        outcomes["begun ahead"] = sum(worker.begun_ahead for worker in self.workers)
+        return outcomes
 
     def log(self, last: int = 60) -> str:
         lines = [f"{time:9.4f}  " + " ".join(map(str, what)) for time, *what in self.world.log[-last:]]

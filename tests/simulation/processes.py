@@ -24,6 +24,8 @@ BROKER = LivenessPolicy(heartbeat=1, patience=3, hang_grace=2, worker_grace=2, m
 BROKER_LIMITS = QueueLimits(max_queued=12, max_queued_bytes=4000, max_queued_per_model=8, max_queued_per_client=5)
 CLIENT = RetryPolicy(heartbeat=0.5, patience=1.5)
 WORKER = WorkerPolicy(heartbeat=1, patience=3, drain=3)
+STINT = 1.0
+"""Seconds for which a worker goes on to begin runs ahead."""
 
 
 class Fault(AssertionError):
@@ -224,11 +226,24 @@ class Client:
 
 
 class Worker:
-    """A worker process. It has one thread, so that messages wait while it computes. Its supervisor starts it again."""
+    """A worker process. It has one thread, so that messages wait while it computes. Its supervisor starts it again.
+
+    With `ahead`, it begins the next run before the last one ended, as with a GPU.
+    """
 
     def __init__(
-        self, world: World, number: int, brokers: Sequence[Broker], slots: int, models: Any, batch: int
+        self,
+        world: World,
+        number: int,
+        brokers: Sequence[Broker],
+        slots: int,
+        models: Any,
+        batch: int,
+        *,
+        ahead: bool = False,
     ) -> None:
+        self._overlaps = ahead
+        self.begun_ahead = 0
         self.world, self.name, self.brokers = world, f"worker{number}", brokers
         self._slots, self._models, self._batch = slots, models, batch
         self._configs: dict[tuple[str, int], dict[str, Any]] = {}
@@ -243,6 +258,9 @@ class Worker:
             return
         world = self.world
         self.alive, self.busy = True, False
+        self._running: list[Any] = []
+        self._ahead: list[Any] = []
+        self._until = 0.0
         self.stopped_until = 0.0
         self.lives += 1
         self._inbox: deque[tuple[Connection, Any, Any]] = deque()
@@ -307,6 +325,8 @@ class Worker:
             self._inbox.append((connection, message, payload))
             if not self.busy:
                 self._loop(self.lives)
+            elif self._running and self.world.now >= self.stopped_until:
+                self._begin_ahead()
 
     def _wake(self, at: float, life: int) -> None:
         if at == self._wake_at:
@@ -316,6 +336,22 @@ class Worker:
     def _loop(self, life: int) -> None:
         if not self.alive or self.busy or life != self.lives or self.world.now < self.stopped_until:
             return
+        session, now = self.session, self.world.now
+        self._read()
+        self._perform(session.tick(now))
+        attempts, actions = session.next(now)
+        self._perform(actions)
+        if attempts:
+            self._until = now + STINT
+            self._may_begin(attempts)
+            self._run(attempts)
+        elif session.finished:
+            self.world.note(self.name, "went")
+            self.crash()
+        else:
+            self._set_alarm()
+
+    def _read(self) -> None:
         session, now = self.session, self.world.now
         while self._inbox:
             connection, message, payload = self._inbox.popleft()
@@ -329,18 +365,8 @@ class Worker:
                 session.given(connection.link, message, payload[0], now, group=group)
             else:
                 self._perform(session.received(connection.link, message, now))
-        self._perform(session.tick(now))
-        attempts, actions = session.next(now)
-        self._perform(actions)
-        if attempts:
-            self._run(attempts)
-        elif session.finished:
-            self.world.note(self.name, "went")
-            self.crash()
-        else:
-            self._set_alarm()
 
-    def _run(self, attempts: list[Any]) -> None:
+    def _may_begin(self, attempts: list[Any]) -> None:
         now = self.world.now
         if any(attempt.deadline <= now for attempt in attempts):
             raise Fault(f"{self.name} runs an attempt after its deadline")
@@ -348,7 +374,12 @@ class Worker:
             deadlines = self.deadlines.get(attempt.message.session)
             if deadlines is not None and now > deadlines[attempt.message.id] + 4 * self.world.latency:
                 raise Fault(f"{self.name} runs call {attempt.message.id} after its deadline")
+
+    def _run(self, attempts: list[Any]) -> None:
+        now = self.world.now
         self.busy = True
+        self._running = attempts if self._overlaps else []
+        self._begin_ahead()
         if any("kill" in attempt.job for attempt in attempts):
             self.world.at(now + 0.01, self._killed, self.lives)
         elif any("hang" in attempt.job for attempt in attempts):
@@ -357,6 +388,20 @@ class Worker:
         else:
             took = max(attempt.job.get("sleep", 0.001) for attempt in attempts)
             self.world.at(now + took, self._ran, self.lives, attempts, took)
+
+    def _begin_ahead(self) -> None:
+        """Begin what a worker may while another run goes on. It may do so at any moment, which is more than ours do."""
+        if self._ahead or not self._running or self._running[0].message.attempt > 1 or self.world.now >= self._until:
+            return
+        self._read()
+        self._ahead, actions = self.session.next(self.world.now, ahead=True)
+        self._perform(actions)
+        self._may_begin(self._ahead)
+        if any(attempt.message.attempt > 1 for attempt in self._ahead):
+            raise Fault(f"{self.name} begins an attempt after the first while another runs")
+        self.begun_ahead += bool(self._ahead)
+        if any("kill" in attempt.job for attempt in self._ahead):
+            self.world.at(self.world.now + 0.01, self._killed, self.lives)
 
     def _killed(self, life: int) -> None:
         if life == self.lives:
@@ -368,7 +413,7 @@ class Worker:
         if self.world.now < self.stopped_until:
             self.world.at(self.stopped_until, self._ran, life, attempts, took)
             return
-        self.busy = False
+        self.busy, self._running = False, []
         for attempt in attempts:
             job = attempt.job
             if "fail" in job:
@@ -376,7 +421,11 @@ class Worker:
             else:
                 name, number = f"client{int(attempt.message.session)}", attempt.message.id
                 self._perform([self.session.done(attempt, [name, str(number)], took)])
-        self._loop(life)
+        following, self._ahead = self._ahead, []
+        if following:
+            self._run(following)
+        else:
+            self._loop(life)
 
     def _perform(self, actions: Sequence[Any]) -> None:
         for action in actions:

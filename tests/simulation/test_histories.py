@@ -44,6 +44,7 @@ def test_nothing_is_lost_in_ten_thousand_histories() -> None:
         outcomes = sum(pool.map(run, portions, [250] * len(portions)), Counter[str]())
     print(f"{HISTORIES} histories, calls: {dict(outcomes)}")
     assert outcomes["served"] > HISTORIES
+    assert outcomes["begun ahead"] > HISTORIES / 20
     for code in ("DEADLINE_EXCEEDED", "UNAVAILABLE", "ABORTED", "CANCELLED", "INTERNAL", "RESOURCE_EXHAUSTED"):
         assert outcomes[code], f"the histories never led to {code}"
 

@@ -177,15 +177,22 @@ class StubCudart:
         self.memory += len(self._locked.pop(address))
         return 0
 
-    def _cudaDeviceGetPCIBusId(self, address: Any, length: int, number: int) -> int:
-        address.value = b"0000:3B:00.0"
-        return 0
+    def _cudaGetDeviceCount(self, count: Any) -> int:
+        count._obj.value = 1
+        code, self.code = self.code, 0
+        return code
 
     def _cudaGetErrorName(self, code: int) -> bytes:
-        return {2: b"cudaErrorMemoryAllocation", 700: b"cudaErrorIllegalAddress"}[code]
+        return {2: b"cudaErrorMemoryAllocation", 35: b"cudaErrorInsufficientDriver", 700: b"cudaErrorIllegalAddress"}[
+            code
+        ]
 
     def _cudaGetErrorString(self, code: int) -> bytes:
-        return {2: b"out of memory", 700: b"an illegal memory access was encountered"}[code]
+        return {
+            2: b"out of memory",
+            35: b"CUDA driver version is insufficient",
+            700: b"an illegal memory access was encountered",
+        }[code]
 
 
 def stub_gpu(name: str = "cuda:0", capability: str = "9.0", cudart: StubCudart | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support import onnx_models
-from tests.support.processes import running_broker, running_workers, status, wait_for_workers
+from tests.support.processes import eventually, running_broker, running_workers, status, wait_for_workers
 from zmq_offload import Client
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.common import nvidia
@@ -84,6 +85,8 @@ def test_a_worker_for_each_gpu_serves_and_tells_its_memory(repository: Path) -> 
             assert_right(found, h2)
         devices = {worker["device"] for worker in status(broker.frontend)["workers"]}
         assert devices == {f"cuda:{number}" for number in range(len(FOUND.gpus))}
+        if importlib.util.find_spec("pynvml") is not None:
+            eventually(lambda: all("used_bytes" in w.get("gpu", {}) for w in status(broker.frontend)["workers"]))
 
 
 def test_a_kernel_that_reads_a_wrong_address_loses_the_gpu_to_its_process() -> None:

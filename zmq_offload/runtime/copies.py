@@ -34,6 +34,7 @@ _MOST_KEPT = 256 * 1024 * 1024
 
 _pointer, _number, _size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
 _TAKES: dict[str, Sequence[Any]] = {
+    "cudaGetDeviceCount": (_pointer,),
     "cudaSetDevice": (_number,),
     "cudaStreamCreateWithFlags": (_pointer, ctypes.c_uint),
     "cudaStreamSynchronize": (_pointer,),
@@ -44,7 +45,6 @@ _TAKES: dict[str, Sequence[Any]] = {
     "cudaHostAlloc": (_pointer, _size, ctypes.c_uint),
     "cudaFreeHost": (_pointer,),
     "cudaMemcpyAsync": (_pointer, _pointer, _size, _number, _pointer),
-    "cudaDeviceGetPCIBusId": (_pointer, _number, _number),
 }
 """The functions that are used, and what they take. Each returns an error's code."""
 

@@ -49,7 +49,8 @@ def open_gpu(name: str) -> Gpu:
     """The GPU of a name such as cuda:0. Raises FailedPrecondition, with the reason, if it cannot be used."""
     number = int(name.removeprefix("cuda:"))
     try:
-        _load_cuda()
+        cudart = _load_cuda()
+        cudart.made("cudaGetDeviceCount")
     except (OSError, RuntimeError) as error:
         raise FailedPrecondition(
             f"{name} cannot be used: {one_line(error)}; it needs NVIDIA's driver (libcuda.so.1) and CUDA's runtime "
@@ -59,8 +60,8 @@ def open_gpu(name: str) -> Gpu:
     if not _attribute(device, _EXISTS):
         raise FailedPrecondition(f"{name} is not there; `nvidia-smi -L` lists the GPUs of this machine")
     try:
-        copies = Copies(Cudart(ctypes.CDLL("libcudart.so.13")), number)
-    except (OSError, RuntimeError) as error:  # a GPU that is in a fault, or whose memory others have taken
+        copies = Copies(cudart, number)
+    except RuntimeError as error:  # a GPU that is in a fault, or whose memory others have taken
         raise FailedPrecondition(f"{name} cannot be used: {one_line(error)}; `nvidia-smi` tells its state") from None
     return Gpu(name, str(_attribute(device, _CAPABILITY)), device, str(_attribute(device, _TITLE)), copies)
 
@@ -69,13 +70,14 @@ def _attribute(device: tvm_ffi.Device, number: int) -> object:
     return tvm_ffi.get_global_func("runtime.GetDeviceAttr")(device.dlpack_device_type(), device.index, number)
 
 
-def _load_cuda() -> None:
-    """Load CUDA's part of TVM's runtime. TVM alone does so only together with its compiler."""
+def _load_cuda() -> Cudart:
+    """Load CUDA's part of TVM's runtime, and CUDA's runtime. TVM alone does so only together with its compiler."""
     spec = importlib.util.find_spec("nvidia")
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
         with contextlib.suppress(OSError):  # the system may have another
             ctypes.CDLL(str(Path(place) / "cu13" / "lib" / "libcudart.so.13"), ctypes.RTLD_GLOBAL)
     tvm_library.load("tvm_runtime_cuda")
+    return Cudart(ctypes.CDLL("libcudart.so.13"))
 
 
 class _Slot:

@@ -20,6 +20,9 @@ _OWN_FILES = 64
 
 _FEW_FILES = 4096
 
+_CUDA = 13
+"""The major version of CUDA that TVM's runtime is built for."""
+
 _PAST = 1735689600
 """2025-01-01, before this release: a clock that says less is wrong."""
 
@@ -212,6 +215,15 @@ def check_gpus(facts: Gpus, devices: Sequence[str], needed: Sequence[tuple[str, 
         for number in wanted
         if number > last
     ]
+    if wanted and int(facts.driver.partition(".")[0]) < _CUDA:
+        findings.append(
+            Finding(
+                "gpu",
+                Level.FAIL,
+                f"the driver has CUDA {facts.driver}, and workers need {_CUDA}.0",
+                "install a newer driver of NVIDIA's, from 580 on",
+            )
+        )
     if wanted and not there:
         return findings
     # GPUs of one kind fail for one reason, which is said once.
