@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,12 @@ def test_a_sealed_weight_is_never_on_the_device() -> None:
 def test_a_private_input_is_not_sent_and_stays_where_nothing_is_sent() -> None:
     found = {(s.start, s.end) for s in allowed_splits(POINTS, ROW, ["float32"], rules("    ", "    ", "xx  "))}
     assert found == {(3, 3), (2, 3)}
+
+
+def test_a_private_input_that_stays_on_the_device_excludes_nothing() -> None:
+    private = replace(rules("    ", "    ", "xx  "), sent_raw={(1, 2): NONE})
+    found = {(s.start, s.end) for s in allowed_splits(POINTS, ROW, ["float32"], private)}
+    assert found == {(3, 3), (2, 3), (1, 2)}
 
 
 def test_what_leaves_nothing_says_what_excludes_what() -> None:

@@ -10,12 +10,16 @@ from onnx import helper
 
 from tests.support import onnx_models
 from zmq_offload.compile.api import compile_model
+from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.target import host_target
 from zmq_offload.plan.confirm import measure_split, names_of
 from zmq_offload.plan.costs import Split
 from zmq_offload.plan.cuttable import Cuttable, cuttable
-from zmq_offload.plan.halves import measure_halves
+from zmq_offload.plan.halves import build_parts, measure_halves
+from zmq_offload.plan.parts import measure_parts
+from zmq_offload.plan.restrictions import rules_of
+from zmq_offload.plan.rules import allowed_splits
 
 
 def conv(source: str, name: str) -> list[object]:
@@ -100,3 +104,25 @@ def test_the_halves_of_such_cuts_are_measured(model: Cuttable, unet: Path) -> No
     assert len(times.before) == len(model.points) and all(t > 0 for t in times.before[1:])
     stages = measure_split(unet, model, Split(2, 4, "int8"), (host_target(), host_target()), (1, 1), 3, 2.0)
     assert min(stages.device, stages.server, stages.rest, stages.turn) > 0
+
+
+def test_their_times_are_carried_over_from_another_machine(model: Cuttable, unet: Path, tmp_path: Path) -> None:
+    """As from a device, or from a server of another kind, which compile nothing."""
+    build_parts(unet, {}, None, tmp_path / "parts")
+    times = measure_parts(tmp_path / "parts", 1, 3)
+    assert times.points == model.points
+    assert all(t > 0 for t in (*times.times_for(unet, model.points, tmp_path).before[1:], *times.times.after[:-1]))
+
+
+def test_a_private_input_may_go_around_the_servers_part(tmp_path: Path) -> None:
+    """Networks that clean an image add what they found to the image itself."""
+    nodes = [*conv("x", "a"), *conv("a", "b"), *conv("b", "noise"), helper.make_node("Add", ["x", "noise"], ["y"])]
+    weights = {f"{name}.w": onnx_models.random(3, 3, 3, 3, seed=at) for at, name in enumerate(("a", "b", "noise"))}
+    shape = [1, 3, 16, 16]
+    file = onnx_models.write(tmp_path / "clean.onnx", nodes, {"x": shape}, {"y": shape}, weights)
+    model = cuttable(import_onnx(file, {}))
+    found = rules_of(model, read_model(file).origins(), [], ["x"])
+    allowed = allowed_splits(model.points, model.crossings, ["float32"], found)
+    names = {tuple(point.name for point in model.crossings[s.start, s.end]) for s in allowed if s.start != s.end}
+    assert ("a", "b") in names and ("a", "noise") in names
+    assert not any("x" in sent for sent, _ in names)

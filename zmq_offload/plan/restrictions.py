@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from tvm import ir, relax
 
 from zmq_offload.compile.models.base import Origins
+from zmq_offload.plan.costs import Pair
 from zmq_offload.plan.cuttable import Cuttable
 from zmq_offload.plan.rules import Rules, check_names
 
@@ -45,7 +46,19 @@ def rules_of(model: Cuttable, origins: Origins, seal: Sequence[str], private: Se
             before.append(every)
             after.append(every)
     raw = [frozenset(private) & _raw(model, variables) for variables in model.variables]
-    return Rules(tuple(before), tuple(after), tuple(raw))
+    return Rules(tuple(before), tuple(after), tuple(raw), _sent_raw(model, raw))
+
+
+def _sent_raw(model: Cuttable, raw: Sequence[frozenset[str]]) -> dict[Pair, frozenset[str]]:
+    """The private inputs that are sent raw, for pairs that send less than crosses where they start."""
+    found = {}
+    for (start, end), crossing in model.crossings.items():
+        if raw[start] and crossing.sent != model.points[start]:
+            tensors = zip(model.points[start].tensors, model.variables[start], strict=True)
+            found[start, end] = raw[start] & _raw(
+                model, [var for spec, var in tensors if spec in crossing.sent.tensors]
+            )
+    return found
 
 
 def _needed(names: Collection[str], sources: Mapping[str, tuple[str, ...]], stop: Collection[str] = ()) -> set[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from zmq_offload.common.suggest import nearest
 from zmq_offload.errors import InvalidArgument
-from zmq_offload.plan.costs import Crossings, CutPoint, Split, Wire
+from zmq_offload.plan.costs import Crossings, CutPoint, Pair, Split, Wire
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Rules:
     sealed_before: tuple[frozenset[str], ...]
     sealed_after: tuple[frozenset[str], ...]
     raw: tuple[frozenset[str], ...]
+    sent_raw: Mapping[Pair, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def none(cls, points: int) -> Rules:
@@ -34,7 +35,10 @@ class Rules:
 
     def allow(self, split: Split) -> bool:
         local = split.start == split.end
-        return not self.on_device(split) and (local or not self.raw[split.start])
+        return not self.on_device(split) and (local or not self._sends_raw(split))
+
+    def _sends_raw(self, split: Split) -> frozenset[str]:
+        return self.sent_raw.get((split.start, split.end), self.raw[split.start])
 
 
 def all_splits(crossings: Crossings, wires: Sequence[Wire]) -> list[Split]:
