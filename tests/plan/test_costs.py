@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zmq_offload.errors import InvalidArgument
@@ -208,6 +208,24 @@ def test_the_best_are_measured_until_the_best_is_measured_and_only_then_chosen()
     assert decision.chosen.measured
     assert len(asked) == len(set(asked)) <= 3
     assert decide(costs(Network(1e9, 0.001)), splits, "latency").chosen.split == asked[0]
+
+
+@given(any_costs(), st.floats(0.95, 1.05), st.floats(0.95, 1.05))
+@settings(max_examples=50)
+def test_with_estimates_within_5_percent_the_choice_is_within_11_of_the_best(
+    true: Costs, device: float, server: float
+) -> None:
+    """What is chosen was measured, and everything else looked worse."""
+
+    def measured(split: Split) -> Stages:
+        p = true.predict(split)
+        return Stages(p.device + p.encode, p.server, p.rest)
+
+    guessed = replace(true, device=true.device.slowed(device), server=true.server.slowed(server), measured={})
+    splits = all_splits(true.crossings, WIRES)
+    chosen = decide(guessed, splits, "latency", len(splits), measured).chosen
+    own = true.predict(chosen.split).latency
+    assert own <= min(true.predict(s).latency for s in splits) * 1.05 / 0.95 + 1e-9
 
 
 def test_a_link_that_is_bad_enough_keeps_everything_on_the_device() -> None:
