@@ -142,6 +142,8 @@ class Manifest(msgspec.Struct, frozen=True):
         Of an adaptive bundle: the ways in which it divides the model. `offloaded` has their regions, in this order.
     local : str, optional
         Of an adaptive bundle that is not sealed: the function of the library that runs the whole model.
+    weights : tuple of str, optional
+        Of an adaptive bundle: the weights of the model's file that the library holds, which some split needs there.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -155,6 +157,7 @@ class Manifest(msgspec.Struct, frozen=True):
     fallback: tuple[Fallback, ...] = ()
     splits: tuple[BundleSplit, ...] = ()
     local: str = ""
+    weights: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_specs(*self.inputs, *self.outputs)
@@ -180,7 +183,7 @@ class Manifest(msgspec.Struct, frozen=True):
         """
         described = {"format_version": FORMAT_VERSION, **jsonfile.to_object(self), "sealed": self.sealed}
         if not self.splits:
-            del described["splits"], described["local"]
+            del described["splits"], described["local"], described["weights"]
         (folder / MANIFEST).write_bytes(jsonfile.encode(described))
 
     @classmethod

@@ -99,6 +99,12 @@ def add_options(parser: Parser) -> None:
         metavar="FILE",
         help="make a bundle with all cuts that `zmq-offload plan --cuts K --save FILE` chose",
     )
+    group.add_argument(
+        "--seal",
+        nargs="+",
+        metavar="WEIGHT",
+        help="weights that must stay off the device; a cut that leaves one there is an error (a plan has its own, too)",
+    )
     parser.set_defaults(own_wire=None, splits=None)
 
 
@@ -121,9 +127,10 @@ def keywords(args: argparse.Namespace) -> dict[str, Any]:
     """What is cut, as keywords of `compile_model`."""
     from zmq_offload.compile import api
 
+    seal = args.seal or []
     if several := _splits(args):
-        return {"cuts": [api.Cut(**cut) for cut in several], "name": args.name}
-    return {"regions": [api.Region(**region) for region in _regions(args)]}
+        return {"cuts": [api.Cut(**cut) for cut in several], "name": args.name, "seal": seal}
+    return {"regions": [api.Region(**region) for region in _regions(args)], "seal": seal}
 
 
 def wires(args: argparse.Namespace) -> list[str]:
@@ -167,6 +174,7 @@ def take_plan(args: argparse.Namespace, inputs: Mapping[str, Sequence[Dim]]) -> 
             f"{file} keeps {', '.join(map(repr, plan.sealed))} off the device (--seal), and --with-fallback would "
             "put a copy there; leave it out, or plan without --seal"
         )
+    args.seal = [*(args.seal or ()), *plan.sealed]
     if args.cuts is not None:
         args.splits = _planned(plan, file)
     elif plan.local:

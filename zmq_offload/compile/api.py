@@ -20,6 +20,7 @@ from zmq_offload.compile.bundle import BuildJob, Compiled, Signature, divide, wr
 from zmq_offload.compile.check import Check
 from zmq_offload.compile.cuts import CutPoint, CutPoints, frontiers, left_out
 from zmq_offload.compile.destination import Destination
+from zmq_offload.compile.held import ways_to_divide, weights_on_device
 from zmq_offload.compile.interrupt import interruptible
 from zmq_offload.compile.models.base import Model
 from zmq_offload.compile.models.modules import located, outermost
@@ -54,6 +55,7 @@ def compile_model(
     inputs: Mapping[str, Sequence[Dim]] | None = None,
     until: str | Sequence[str] | None = None,
     regions: Sequence[Region] | None = None,
+    seal: Sequence[str] = (),
     wire: Wire = "float32",
     check: bool | Sequence[Mapping[str, Array] | Array] = False,
     quantize: Kind | None = None,
@@ -87,6 +89,8 @@ def compile_model(
     regions : sequence of Region, optional
         Several regions, in place of `cut`, `until` and `name`. Each becomes a model and one request; regions that do
         not need each other's results run at the same time.
+    seal : sequence of str
+        Weights that must stay off the device, by their names in the file. A cut that leaves one there is an error.
     wire : {"float32", "float16", "int8"}
         Encoding of float32 tensors on the wire, in both directions. A region may have its own.
     check : bool or sequence of samples
@@ -138,7 +142,8 @@ def compile_model(
         job = replace(job, destination=job.destination.together(job.models))
     job.expect(import_steps=1 + (quantize is not None), checks=check is not False, adaptive=bool(splits))
     quantized = None
-    source = read_model(model)
+    original = source = read_model(model)
+    asked = chosen
     if quantize is not None or calibrate:
         if not isinstance(source, OnnxModel):
             raise InvalidArgument(f"--quantize takes ONNX files, and {source.name} is not one; export it to ONNX")
@@ -149,17 +154,22 @@ def compile_model(
     with job.progress.step("import and split the model"):
         chosen = [_by_modules(region, source) for region in chosen]
         tensors = [tensor for region in chosen for tensor in (*region.cut, *(region.until or ()))]
-        imported = source.imported(inputs or {}, tensors)
+        imported, whole = source.imported(inputs or {}, tensors), job.destination.options.with_fallback
         if splits:
             check_different(chosen)
             splits = [replace(split, region=region) for split, region in zip(splits, chosen, strict=True)]
-            divided = divide_at(imported, splits, local=job.destination.options.with_fallback)
+            divided = divide_at(imported, splits, local=whole)
         else:
             mod, chosen = outline_regions(imported.mod, imported.graph, chosen)
         models = tuple(region.name for region in chosen)
         wires = [check_wire(region.wire or wire) for region in chosen]
         if not splits:
             divided = divide(encode_boundary(mod, wires), models)
+        if splits or seal:
+            asked = [_by_modules(region, original) for region in asked]
+            ways = ways_to_divide(asked, [split.name for split in splits], whole)
+            held = weights_on_device(original.origins(), ways, [spec.name for spec in imported.outputs], seal)
+            divided = replace(divided, weights=held)
     # Last, so that a user does not add --force only to find out then that --cut is wrong.
     job = replace(job, models=models)
     job.destination.check(job.models)

@@ -91,14 +91,15 @@ class Signature:
 class Divided:
     """A model that is divided: the device's module and the subgraphs.
 
-    Of an adaptive bundle also its splits, each with the device's entry for it, and the entry for the whole model, if
-    there is one. All its subgraphs are in one library.
+    Of an adaptive bundle also its splits, each with the device's entry for it; the entry for the whole model, if there
+    is one; and the weights that the device holds. All its subgraphs are in one library.
     """
 
     device: tvm.IRModule
     subgraphs: tuple[Subgraph, ...]
     splits: tuple[tuple[Split, str], ...] = ()
     local: str = ""
+    weights: tuple[str, ...] = ()
 
     def libraries(self) -> list[tuple[Subgraph, ...]]:
         """The subgraphs of each library."""
@@ -261,6 +262,7 @@ def _compile_bundle(divided: Divided, signature: Signature, scratch: Path, job: 
         tuple(fallbacks),
         tuple(splits),
         divided.local,
+        divided.weights,
     )
     manifest.write(draft)
     return draft
