@@ -65,16 +65,16 @@ def unet() -> onnx.ModelProto:
     """Three levels with shortcuts between both sides."""
     g, x = Graph(), "x"
     kept = []
-    for ic, oc in ((3, 16), (16, 32)):
+    for ic, oc in ((3, 32), (32, 64)):
         x = g.op("Relu", g.conv(x, ic, oc, 3))
         kept.append(x)
         x = g.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
-    x = g.op("Relu", g.conv(x, 32, 32, 3))
-    for wide, oc, shortcut in ((64, 16, kept[1]), (32, 4, kept[0])):
+    x = g.op("Relu", g.conv(x, 64, 64, 3))
+    for wide, oc, shortcut in ((128, 32, kept[1]), (64, 4, kept[0])):
         scales = g.constant(np.array([1, 1, 2, 2], "float32"))
         large = g.op("Resize", x, "", scales, mode="nearest")
         x = g.op("Relu", g.conv(g.op("Concat", large, shortcut, axis=1), wide, oc, 3))
-    return g.model((1, 3, 64, 64), x)
+    return g.model((1, 3, 128, 128), x)
 
 
 class Case(NamedTuple):
@@ -87,7 +87,7 @@ def cases() -> list[Case]:
     return [
         Case("three convolutions", three_convolutions(), (1, 3, 224, 224)),
         Case("decoder", decoder(), (1, 16, 96, 96)),
-        Case("U-Net", unet(), (1, 3, 64, 64)),
+        Case("U-Net", unet(), (1, 3, 128, 128)),
     ]
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
+from tests.benchmarks import models
+from tests.compile.test_cuts import masked
 from tests.support import onnx_models
+from zmq_offload.byoc.region import Region, resolve_regions
 from zmq_offload.compile.api import compile_model
 from zmq_offload.compile.models.read import read_model
 from zmq_offload.compile.onnx.importer import import_onnx
@@ -97,6 +101,25 @@ def test_every_such_split_compiles_and_is_the_model(
     region = compiled.manifest.offloaded[0]
     assert {t.name for t in region.inputs} == {t.name for t in sent.tensors}
     assert {t.name for t in region.outputs} == {t.name for t in received.tensors}
+
+
+@pytest.mark.parametrize("name", ["unet", "masked", "resnet", "transformer"])
+def test_every_split_is_a_region_that_takes_and_returns_what_the_plan_counts(
+    name: str, unet: Path, tmp_path: Path
+) -> None:
+    file = unet if name == "unet" else tmp_path / "m.onnx"
+    if name == "masked":
+        masked(file)
+    elif name != "unet":
+        onnx.save({"resnet": models.resnet, "transformer": models.transformer}[name](), file)
+    found = cuttable(import_onnx(file, {}))
+    assert max(len(point.tensors) for point in found.points) >= 2
+    assert len(found.crossings) > 10
+    for (start, end), (sent, received) in found.crossings.items():
+        cut, until = names_of(found, Split(start, end))
+        (region,) = resolve_regions(found.imported.graph, [Region("part", cut, until or None)])
+        assert sorted(region.cuts.values()) == sorted(t.name for t in sent.tensors)
+        assert sorted(region.untils.values()) == sorted(t.name for t in received.tensors)
 
 
 def test_the_halves_of_such_cuts_are_measured(model: Cuttable, unet: Path) -> None:

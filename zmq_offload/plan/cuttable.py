@@ -62,9 +62,14 @@ def cuttable(imported: Imported, most_tensors: int = MOST_TENSORS) -> Cuttable:
         (start, end): _crossing(graph, values, dag, done[start], done[end])
         for start in range(len(done))
         for end in range(start + 1, len(done))
-        if not done[start] & ~done[end]
+        if not done[start] & ~done[end] and _works(dag, done[end] & ~done[start])
     }
     return Cuttable(imported, points, (*variables, tuple(results)), tuple(computed), crossings)
+
+
+def _works(dag: Dag, region: int) -> bool:
+    """Whether the server would have work, where the model has any."""
+    return not any(dag.work) or any(dag.work[v] for v in members(region))
 
 
 def _values(graph: Graph) -> list[ir.Var]:
