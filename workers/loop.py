@@ -284,15 +284,15 @@ class Worker:
     def _work(self) -> float:
         """Run attempts for a moment. Under load there are always more, and a stop must not wait for the last. Returns
         the time at the end."""
-        clock = self._clock
+        clock, runner = self._clock, self._runner
         self._due = -math.inf
         now = clock()
         end, receive_at = now + _STINT, now + _RECEIVE_EVERY
         while attempts := self._next(now):
-            if self._runner.overlaps(attempts):
-                now = self._runner.run_overlapped(attempts, self._following, end)
+            if runner.overlapping and runner.overlaps(attempts):
+                now = runner.run_overlapped(attempts, self._following, end)
             else:
-                now = self._runner.run(attempts)
+                now = runner.run(attempts)
             if not self.session.held or now >= end:
                 if self._serves_several and not self.session.held:
                     self._perform(self.session.tell())
@@ -344,7 +344,8 @@ class Worker:
                 batching[model] = found
             models.append(describe(executor, found, config, self._returned.of(model[0])))
             served[model] = Served(executor, found)
-        self._served = self._runner.served = served
+        self._served = served
+        self._runner.serve(served)
         self._perform(self.session.announce(models, batching))
 
     def _take_news(self) -> None:

@@ -39,7 +39,7 @@ class Bench:
         self.session = WorkerSession.open("w", 4, brokers, WorkerPolicy(), self.now)
         self.path = ShortPath(self.session, self.links, None, lambda: self.now)  # type: ignore[arg-type]
         self.runner = Runner(self.session, self.links, self.path, lambda: self.now)  # type: ignore[arg-type]
-        self.runner.served = {KIND: Served(self, None)}
+        self.runner.serve({KIND: Served(self, None)})
         self.story: list[str] = []
         self.faults: dict[str, Exception] = {}
         self.arrives: list[list[Attempt]] = []
@@ -151,7 +151,7 @@ def test_an_attempt_after_the_first_begins_alone_when_all_answers_have_left() ->
     assert bench.runner.overlaps([bench.attempt(1)]) and not bench.runner.overlaps([bench.attempt(1, attempt=2)])
     bench.runner.run([bench.attempt(1, attempt=2)])
     assert (bench.story, bench.links.settled) == (["run 1"], 1)
-    bench.runner.served = {}
+    bench.runner.serve({})
     assert not bench.runner.overlaps([bench.attempt(1)]), "it is not served any more"
 
 
