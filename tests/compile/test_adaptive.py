@@ -160,3 +160,19 @@ def test_losses_are_measured_for_each_split(convnet: Path, compiled: Compiled) -
     by = {loss.way: loss.absolute for loss in losses}
     assert by["relu1"] < 1e-5 < by["features@float16"] < 2e-3
     assert "y FP32[1,10] by relu1@int8: off by at most" in str(losses[4])
+
+
+def test_workers_with_gpus_have_one_library_of_all_splits(
+    convnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels: list[int] = []
+    monkeypatch.setattr("zmq_offload.compile.build.toolkit", lambda: tmp_path)
+    monkeypatch.setattr(
+        "zmq_offload.compile.packing.machine_code", lambda source, _: kernels.append(source.count("__global__")) or b"x"
+    )
+    options: dict[str, Any] = {"inputs": SHAPES, "name": "net", "target": "cuda-sm80"}
+    several = compile_model(convnet, cuts=["relu1", "features"], output=tmp_path / "several", **options)
+    compile_model(convnet, cut="relu1", output=tmp_path / "one", **options)
+    assert kernels[1] < kernels[0] <= kernels[1] + 2  # one more, declared and defined: it begins at the later cut
+    assert len({(folder / SUBGRAPH).stat().st_ino for folder in several.subgraphs}) == 1
+    assert all(model.gpu is not None for model in several.models)

@@ -38,7 +38,7 @@ def held(*regions: tuple[str, str | None], splits: bool = True, whole: bool = Fa
         ([("a", "b")], ("w1", "w3", "w4")),
         ([("x", None), ("a", "b")], ("w1", "w3", "w4")),
         ([("a", "y"), ("a", "z")], ("w1", "w2", "w3", "w4")),
-        ([("unknown", None)], ("w1", "w2", "w3", "w4")),
+        ([("a", None), ("unknown", None)], ("w1",)),  # the device must not know the names of others
     ],
 )
 def test_the_device_holds_what_some_split_needs_there(regions: Any, weights: tuple[str, ...]) -> None:
@@ -54,6 +54,8 @@ def test_a_sealed_weight_on_the_device_is_refused() -> None:
     assert held(("a", None), ("x", None), seal=["w2", "w3"]) == ("w1",)
     with pytest.raises(InvalidArgument, match="--seal: the device would hold 'w2' for the split 'b'; leave that out"):
         held(("a", None), ("b", None), seal=["w2", "w3"])
+    with pytest.raises(InvalidArgument, match="would hold 'w2', 'w3' for the split 'unknown'"):
+        held(("unknown", None), seal=["w3", "w2"])
     with pytest.raises(InvalidArgument, match="would hold 'w3' for --with-fallback"):
         held(("a", None), whole=True, seal=["w3"])
     with pytest.raises(InvalidArgument, match="would hold 'w1' for its part of the model"):

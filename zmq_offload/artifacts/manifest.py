@@ -143,7 +143,8 @@ class Manifest(msgspec.Struct, frozen=True):
     local : str, optional
         Of an adaptive bundle that is not sealed: the function of the library that runs the whole model.
     weights : tuple of str, optional
-        Of an adaptive bundle: the weights of the model's file that the library holds, which some split needs there.
+        Of an adaptive bundle: the weights of the model's file that the library holds, which some split needs there; as
+        far as the compiler knows where tensors come from.
     """
 
     inputs: tuple[TensorSpec, ...]

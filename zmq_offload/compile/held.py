@@ -28,8 +28,9 @@ def weights_on_device(
 ) -> tuple[str, ...]:
     """The names of the weights that the device holds, for any of the ways in which a model is divided.
 
-    If the origin of a tensor is unknown, these are all weights. Raises InvalidArgument for an unknown weight in `seal`,
-    and for one that the device would hold.
+    Raises InvalidArgument for an unknown weight in `seal`, and for one that the device would hold. A way with a tensor
+    of unknown origin may need all weights, so it is refused with any `seal`; it adds no names, since the device must
+    not know those of what is offloaded.
     """
     for name in seal:
         if name not in origins.weights:
@@ -37,22 +38,22 @@ def weights_on_device(
     every: set[str] = set()
     for way, regions in ways:
         held = _held(origins, regions, outputs)
-        found = sorted(held.intersection(seal))
+        found = sorted(seal if held is None else held.intersection(seal))
         if found:
             raise InvalidArgument(
                 f"--seal: the device would hold {', '.join(map(repr, found))} for {way}; leave that out, or cut before "
                 "the weight is used"
             )
-        every |= held
+        every |= held or frozenset()
     return tuple(sorted(every))
 
 
-def _held(origins: Origins, regions: Sequence[Region], outputs: Sequence[str]) -> frozenset[str]:
-    """What the device needs around regions; without any, what the whole model needs."""
+def _held(origins: Origins, regions: Sequence[Region], outputs: Sequence[str]) -> frozenset[str] | None:
+    """What the device needs around regions; without any, what the whole model needs. None: unknown."""
     cuts = {tensor for region in regions for tensor in region.cut}
     ends = {tensor for region in regions for tensor in region.until or _depending(origins, outputs, region.cut)}
     if not {*cuts, *ends, *outputs} <= {*origins.sources, *origins.inputs}:
-        return origins.weights
+        return None
     return _needed(origins, {*outputs, *cuts}, ends) & origins.weights
 
 
