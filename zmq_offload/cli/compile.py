@@ -134,6 +134,12 @@ def _add_build_options(parser: Parser) -> None:
         "cuda-sm90 or cuda-native (default: this CPU)",
     )
     group.add_argument(
+        "--precision",
+        choices=["float32", "float16"],
+        default="float32",
+        help="operands of convolutions and matrix products on a GPU; sums and all else stay float32 (default: float32)",
+    )
+    group.add_argument(
         "--device-target",
         metavar="T",
         help="target of the device, a name of --list-targets or TVM's JSON (default: this CPU)",
@@ -243,6 +249,7 @@ def _build_options(args: argparse.Namespace, progress: Progress) -> BuildOptions
         batching=None if args.max_batch is None else Batching(args.max_batch, args.batch_delay or 0),
         tune=args.tune or 0,
         tuning_db=args.tuning_db,
+        precision=args.precision,
         progress=progress,
     )
 

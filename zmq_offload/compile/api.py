@@ -18,6 +18,7 @@ from zmq_offload.byoc.wire import encode_boundary
 from zmq_offload.compile.adaptive import divide_at
 from zmq_offload.compile.bundle import BuildJob, Compiled, Signature, divide, write
 from zmq_offload.compile.check import Check
+from zmq_offload.compile.cuda.names import NAMES, is_gpu
 from zmq_offload.compile.cuts import CutPoint, CutPoints, frontiers, left_out
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.held import ways_to_divide, weights_on_device
@@ -31,7 +32,7 @@ from zmq_offload.compile.options import BuildKeywords, BuildOptions, PathLike, m
 from zmq_offload.compile.picture import draw_cuts
 from zmq_offload.compile.quantization.quantize import Kind, Quantized, quantize_model
 from zmq_offload.compile.splits import Cut, CutLike, Split, check_different, named_splits
-from zmq_offload.compile.target import resolve_target, resolve_workers_target, runs_here
+from zmq_offload.compile.target import host_target, resolve_target, resolve_workers_target, runs_here
 from zmq_offload.compile.tuning.plan import MOST_TRIALS, Tuning
 from zmq_offload.compile.typical import Typical
 from zmq_offload.console.progress import Progress
@@ -176,7 +177,9 @@ def compile_model(
     checking = None
     if check is not False:
         samples = () if check is True else check
-        checking = Check(source, inputs or {}, wires, samples, (job.target, job.device_target))
+        targets = (host_target() if job.rounded_here else job.target, job.device_target)
+        allowed: list[Wire] = [*wires, "float16"] if job.rounded_here else wires
+        checking = Check(source, inputs or {}, allowed, samples, targets)
     signature = Signature(imported.inputs, imported.outputs)
     return replace(write(divided, signature, job, checking), quantized=quantized)
 
@@ -380,6 +383,13 @@ def _job(options: BuildOptions, models: Sequence[str]) -> BuildJob:
     destination = Destination(options)
     destination.check_names(models)
     target, device_target = resolve_workers_target(options.target), resolve_target(options.device_target)
+    if options.precision not in ("float32", "float16"):
+        raise InvalidArgument(f"--precision: {options.precision!r} is not known; use float32 or float16")
+    if options.precision == "float16" and not is_gpu(target):
+        raise InvalidArgument(
+            "--precision float16 is for GPUs, and the target of the workers is a CPU; leave it out, or name a GPU "
+            f"(--target {NAMES[0]})"
+        )
     progress = options.progress or Progress(quiet=True)
     return BuildJob(tuple(models), destination, target, device_target, progress, _tuning(options, target))
 

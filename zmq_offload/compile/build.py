@@ -21,6 +21,7 @@ from zmq_offload.compile.bounds import clamp_indices
 from zmq_offload.compile.cuda.names import is_gpu
 from zmq_offload.compile.cuda.nvrtc import toolkit
 from zmq_offload.compile.cuda.pipeline import GRAPHS, gpu_pipeline
+from zmq_offload.compile.cuda.precision import Precision, half_products
 from zmq_offload.compile.fold import fold_constants
 from zmq_offload.compile.half import compute_in_float32
 from zmq_offload.compile.interrupt import interruptible
@@ -48,35 +49,52 @@ def build(mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None = No
     return _compiled(mod, target, tuning, [], [])
 
 
-def build_library(mod: tvm.IRModule, path: Path, target: tvm.target.Target, tuning: Path | None = None) -> None:
-    """Compile a module into a shared library, as `build` and `export` do, in less memory. Raises what they raise, and
-    FailedPrecondition without NVRTC for a GPU."""
+def build_library(
+    mod: tvm.IRModule,
+    path: Path,
+    target: tvm.target.Target,
+    tuning: Path | None = None,
+    precision: Precision = "float32",
+) -> None:
+    """Compile a module into a shared library, as `build` and `export` do, in less memory.
+
+    With the `precision` float16 products have operands of float16; on a CPU they are rounded to it, which gives the
+    same values. Raises what `build` and `export` raise, and FailedPrecondition without NVRTC for a GPU.
+    """
     if is_gpu(target):
         toolkit()  # now, since the rest takes long
-        export(_compiled(mod, target, None, [], []), path, target)
+        export(_compiled(mod, target, None, [], [], precision), path, target)
         return
     with tempfile.TemporaryDirectory(prefix="zmq-offload-") as folder:
         # The weights of another format are packed with LLVM's help, by the module that it compiled.
         failed: list[str] = []
         last = [in_parts(target, Path(folder), failed)] if packer(target) is not None else []
-        executable = _compiled(mod, target, tuning, last, failed)
+        executable = _compiled(mod, target, tuning, last, failed, precision)
         trim()
         export(executable, path, target)
 
 
 def _compiled(
-    mod: tvm.IRModule, target: tvm.target.Target, tuning: Path | None, last: Sequence[Pass], failed: Sequence[str]
+    mod: tvm.IRModule,
+    target: tvm.target.Target,
+    tuning: Path | None,
+    last: Sequence[Pass],
+    failed: Sequence[str],
+    precision: Precision = "float32",
 ) -> tvm.runtime.Executable:
     """The module after the pipeline and the passes `last`, as TVM compiles it. If it fails, `failed` has the names of
     functions that `last` found it to fail for."""
     try:
         with target, interruptible():
+            ready = prepared(mod)
+            if precision == "float16":
+                ready = half_products(ready, emulated=not is_gpu(target))
             first = tuned_or_none(tuning, target) if tuning is not None else None
             if is_gpu(target):
                 with PassContext(opt_level=3, config={GRAPHS: True}):
-                    return tvm.compile(prepared(mod), target, relax_pipeline=gpu_pipeline(target))
+                    return tvm.compile(ready, target, relax_pipeline=gpu_pipeline(target))
             pipeline = Sequential([cpu_pipeline(target, first), *last])
-            return tvm.compile(prepared(mod), target, relax_pipeline=pipeline, tir_pipeline=TIR_PIPELINE)
+            return tvm.compile(ready, target, relax_pipeline=pipeline, tir_pipeline=TIR_PIPELINE)
     except FailedPrecondition:  # a damaged database is not TVM's fault
         raise
     except Exception as error:

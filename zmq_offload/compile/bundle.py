@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,11 @@ from zmq_offload.byoc.parameters import told_by
 from zmq_offload.common.extras import needs
 from zmq_offload.common.scratch import PREFIX, folders_made, put_in_place, scratch_folder
 from zmq_offload.compile.build import build_library, prepared
+from zmq_offload.compile.cuda.names import is_gpu
 from zmq_offload.compile.destination import Destination
 from zmq_offload.compile.flops import Count, counting
 from zmq_offload.compile.splits import Split
-from zmq_offload.compile.target import cpu_needs, gpu_needs, runs_here, target_json
+from zmq_offload.compile.target import cpu_needs, gpu_needs, host_target, runs_here, target_json
 from zmq_offload.compile.tuning.plan import Tuning
 from zmq_offload.console.progress import Progress
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
@@ -122,12 +123,18 @@ class BuildJob:
         """The folder with tuning results."""
         return self.tuning.folder if self.tuning is not None else None
 
+    @property
+    def rounded_here(self) -> bool:
+        """Whether a check runs on this CPU with the roundings of a GPU, and not with the libraries themselves."""
+        return is_gpu(self.target) and self.destination.options.precision == "float16"
+
     def expect(self, *, import_steps: int = 0, checks: bool = False, adaptive: bool = False) -> None:
         """Tell the progress display how many steps the build has."""
         options = self.destination.options
         of_workers = 1 if adaptive else len(self.models) * (1 + options.with_fallback)
         libraries = of_workers + (not options.only_subgraph)
-        self.progress.expect(import_steps + bool(options.tune) + libraries + checks + 1)
+        copies = of_workers if checks and self.rounded_here else 0
+        self.progress.expect(import_steps + bool(options.tune) + libraries + copies + checks + 1)
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,12 @@ def write(divided: Divided, signature: Signature, job: BuildJob, check: Check | 
             draft = None
             if not destination.options.only_subgraph:
                 draft = _compile_bundle(divided, signature, scratch, job)
-            checked = _checked(check, draft or destination.device, libraries, job) if check is not None else None
+            checked = None
+            if check is not None:
+                comparable = libraries
+                if job.rounded_here:
+                    comparable = [_on_this_cpu(*library, scratch, job) for library in modules]
+                checked = _checked(check, draft or destination.device, comparable, job)
             with job.progress.step(f"write {destination.output}"):
                 versions = _publish(libraries, draft, job)
     except OSError as error:
@@ -232,7 +244,7 @@ def _compile_library(module: tvm.IRModule, subgraphs: tuple[Subgraph, ...], scra
     file = scratch / f"{first.symbol}.so"
     what = f"{len(subgraphs)} subgraphs" if others else f"the subgraph {first.model!r}"
     with job.progress.step(f"compile {what}"), counting() as flops:
-        build_library(module, file, job.target, job.tuned)
+        build_library(module, file, job.target, job.tuned, job.destination.options.precision)
     return _Library(subgraphs, file, flops)
 
 
@@ -277,11 +289,22 @@ def _compile_fallback(subgraph: Subgraph, draft: Path, job: BuildJob) -> Fallbac
     return Fallback(subgraph.model, number, name, checksum(draft / name), subgraph.inputs, subgraph.outputs)
 
 
+def _on_this_cpu(module: tvm.IRModule, subgraphs: tuple[Subgraph, ...], scratch: Path, job: BuildJob) -> _Library:
+    """A library that computes on this CPU what the one for a GPU does: the same roundings, other kernels."""
+    file = scratch / f"{subgraphs[0].symbol}.cpu.so"
+    with job.progress.step("compile what the GPU computes for this CPU"), counting() as flops:
+        build_library(module, file, host_target(), None, job.destination.options.precision)
+    return _Library(subgraphs, file, flops)
+
+
 def _checked(check: Check, device: Path, libraries: Sequence[_Library], job: BuildJob) -> Checked:
     operations = sum(fixed + rows for library in libraries for fixed, rows in library.flops.values())
     with job.progress.step("compare with the file") as report:
         subgraphs = [(subgraph, library.file) for library in libraries for subgraph in library.subgraphs]
-        return check(device, subgraphs, operations, report)
+        checked = check(device, subgraphs, operations, report)
+    if not job.rounded_here or checked.skipped is not None:
+        return checked
+    return replace(checked, on=f"{checked.on}, with the float16 of the GPU computed by this CPU")
 
 
 def _publish(libraries: Sequence[_Library], draft: Path | None, job: BuildJob) -> list[ModelVersion]:

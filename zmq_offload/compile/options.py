@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 
 from zmq_offload.artifacts.manifest import VersionPolicy
 from zmq_offload.artifacts.repository import Batching
+from zmq_offload.compile.cuda.precision import Precision
 from zmq_offload.compile.target import TargetLike
 from zmq_offload.console.progress import Progress
 
@@ -54,6 +55,9 @@ class BuildOptions:
         on with the best schedules so far.
     tuning_db : path, optional
         Folder with tuning results. It is used with and without `tune`. Default with `tune`: ``<output>/tuning``.
+    precision : {"float32", "float16"}
+        Datatype of the operands of convolutions and matrix products on a GPU. Sums and all else are in float32, also
+        inputs and outputs.
     progress : Progress, optional
         Display for the steps. Default: none.
 
@@ -77,6 +81,7 @@ class BuildOptions:
     batching: Batching | None = None
     tune: int = 0
     tuning_db: PathLike | None = None
+    precision: Precision = "float32"
     progress: Progress | None = None
 
 
@@ -96,6 +101,7 @@ class BuildKeywords(TypedDict, total=False):
     batching: Batching | None
     tune: int
     tuning_db: PathLike | None
+    precision: Precision
     progress: Progress | None
 
 
