@@ -238,9 +238,8 @@ def test_other_functions_are_right(build) -> None:
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("build", [lambda: conv((1, 8, 10, 10), 16, 3), lambda: half_conv((1, 16, 10, 10), 32, 3)])
-def test_nvrtc_compiles_the_kernels_within_the_limits(build) -> None:
-    kernels = lowered(schedule(build(), TARGET), TARGET)
+def test_nvrtc_compiles_the_kernels_within_the_limits() -> None:
+    kernels = lowered(schedule(half_conv((1, 16, 10, 10), 32, 3), TARGET), TARGET)
     (fact,) = facts(kernels)
     assert fact.threads <= 1024 and 0 < fact.shared_bytes <= STATIC_SHARED
     used, stack = registers(machine_code(kernels.source, "sm_80"))["f_kernel"]
