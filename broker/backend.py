@@ -60,6 +60,8 @@ class Backend:
             self._goodbye(worker, message, now)
         if ledger.scheduler.queues and not ledger.moved:  # else the core looks at all queues
             ledger.feed(worker, now)
+            if ledger.scheduler.mixed:
+                ledger.settle_mixed(now)
 
     def _note_gpu(self, worker: Worker, event: FromWorker, now: float) -> None:
         try:
@@ -156,6 +158,11 @@ class Backend:
         session, number, _, compute_us, rows, _ = message
         if message.batch:  # the others of its batch have the same time
             worker.busy_us += compute_us
+            worker.unmeasured -= 1
+            if request is None or worker.unmeasured > 0:
+                worker.answered_at = now
+            elif ledger.scheduler.measured(worker, request, compute_us / 1e6, message.batch, now):
+                ledger.moved = True
         if request is None:
             return
         nbytes, longest = sizes(payload)
@@ -190,7 +197,7 @@ class Backend:
             ledger.transition(request, "returned", now, worker.name)
             request.worker = None
             ledger.resolver.follow(request, now)
-            ledger.place(request, ledger.scheduler.choose(request.wanted, request.longest), now)
+            ledger.place(request, ledger.scheduler.choose(request.wanted, request.longest, now), now)
             return
         worker.failed += 1
         # An unknown code must not make the table of counts grow.

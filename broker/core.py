@@ -30,7 +30,7 @@ from broker.events import (
     Undelivered,
 )
 from broker.frontend import Frontend
-from broker.ledger import STOP, Ledger, Subject
+from broker.ledger import LOOK, STOP, Ledger, Subject
 from broker.lifecycle import WorkerState
 from broker.liveness import LivenessPolicy
 from broker.state import PendingRequest, Worker
@@ -156,6 +156,8 @@ class Core:
                 self._request_due(ledger.requests[subject], now)
             elif isinstance(subject, bytes):
                 self._worker_due(ledger.workers[subject], now)
+            elif subject == LOOK:
+                ledger.settle_mixed(now)
             else:
                 for request in list(ledger.requests.values()):
                     text = "the broker shut down before the request was done"

@@ -99,7 +99,7 @@ class Frontend:
             request.label, request.asked, request.caller = label, asked, caller.encode() or owner
         if ledger.tracing.enabled:
             request.trace = ledger.tracing.wanted(trace, key)
-        worker = None if ledger.stopping or deadline <= now else ledger.scheduler.choose(wanted, longest)
+        worker = None if ledger.stopping or deadline <= now else ledger.scheduler.choose(wanted, longest, now)
         if worker is None and not self._may_queue(event, request, now):
             return
         ledger.accept(request, worker, now)

@@ -6,7 +6,7 @@ from collections import Counter
 
 from broker import status
 from broker.core import Core
-from broker.ledger import STOP, Ledger, Subject
+from broker.ledger import LOOK, STOP, Ledger, Subject
 from broker.lifecycle import RequestState, WorkerState
 from broker.queues import FairQueue, Shares
 from broker.state import PendingRequest, Wanted, Worker
@@ -22,7 +22,7 @@ def validate(core: Core) -> None:
     _validate_queues(ledger, queued)
     _validate_models(ledger)
     _validate_routes(ledger, queued)
-    subjects: tuple[Subject, ...] = (*ledger.requests, *ledger.workers, STOP)
+    subjects: tuple[Subject, ...] = (*ledger.requests, *ledger.workers, STOP, LOOK)
     timed = sum(subject in ledger.timers for subject in subjects)
     assert len(ledger.timers) == timed, "a timer is left of what is gone"
 
@@ -99,9 +99,12 @@ def _validate_queues(ledger: Ledger, queued: list[PendingRequest]) -> None:
         assert queue.longest >= max(request.longest for request in queue)
         pool = scheduler.pools.get(wanted)
         for request in queue:
-            best = scheduler.choose(wanted, request.longest)
+            best = scheduler.choose(wanted, request.longest, 0.0)
             assert best is None, f"{best and best.name} is free while a request for {wanted} waits"
             assert pool is None or request.longest <= pool.takes, f"{request.key} waits, and no worker takes its frames"
+        if pool is not None and pool.mixed and LOOK not in ledger.timers:
+            able = [w for w in pool.first if w.max_frame_bytes >= request.longest]
+            assert not any(w.free > 0 for w in able), f"a request for {wanted} waits, and nobody looks again"
         assert queue.unserved is not scheduler.served(wanted), f"{wanted} is served and unserved, or neither"
         # Requests that came back from a lost worker queue again without being refused.
         again = sum(request.attempt > 0 for request in queue)

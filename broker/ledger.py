@@ -40,6 +40,9 @@ SERVED = "served"
 STOP: Literal["stop"] = "stop"
 """The timer that ends a stop's grace."""
 
+LOOK: Literal["look"] = "look"
+"""The timer to look again at requests that wait for a quick worker while a slow one is free."""
+
 _POISON_KEPT = 1000
 """Poison requests that are remembered."""
 
@@ -47,8 +50,8 @@ _HELD, _ENDED = RequestState.HELD, RequestState.ENDED
 _new = tuple.__new__
 """Half the cost of a NamedTuple's own constructor."""
 
-Subject: TypeAlias = Key | bytes | Literal["stop"]
-"""A timer's: a request's Key, a worker's peer, or STOP."""
+Subject: TypeAlias = Key | bytes | Literal["stop", "look"]
+"""A timer's: a request's Key, a worker's peer, STOP or LOOK."""
 
 
 class Ledger:
@@ -181,6 +184,8 @@ class Ledger:
             queue = self.scheduler.queues[request.wanted]
             queue.unserved |= len(queue) == 1  # `pools_changed` cares for those that were here before
             self.deadlines.set(request, self._waits_until(request, now))
+        elif request.wanted in self.scheduler.mixed:
+            self.settle(request.wanted, now)
 
     def reroute(self, now: float) -> None:
         """Move queued requests whose label stands for another version now, or whose canary is over."""
@@ -286,8 +291,34 @@ class Ledger:
 
     def feed(self, worker: Worker, now: float) -> None:
         """Fill a worker's free slots from the queues."""
-        while self.scheduler.queues and worker.free > 0 and (request := self.scheduler.next_for(worker)) is not None:
+        while self.scheduler.queues and worker.free > 0:
+            request = self.scheduler.next_for(worker, now)
+            if request is None:
+                return
             self.dispatch(request, worker, now)
+
+    def settle_mixed(self, now: float) -> None:
+        """Look at the queues whose workers differ in speed: what they wait for may have come, or may not come soon."""
+        for wanted in self.scheduler.mixed & self.scheduler.queues.keys():
+            self.settle(wanted, now)
+
+    def settle(self, wanted: Wanted, now: float) -> None:
+        """Dispatch the queued requests that should not wait for a quicker worker."""
+        scheduler = self.scheduler
+        request: PendingRequest | None = None
+        while wanted in scheduler.queues:
+            request, worker, again = scheduler.next_of(wanted, now)
+            if again and LOOK not in self.timers:
+                self.timers.set(LOOK, now + again)
+            if worker is None:
+                break
+            self.dispatch(request, worker, now)
+        else:
+            return
+        pool = scheduler.pools[wanted]
+        for worker in (*pool.first, *pool.helpers):  # others may fit where the first one is too large
+            if request is None or worker.max_frame_bytes < request.longest:
+                self.feed(worker, now)
 
     def pools_changed(self, now: float) -> None:
         """Look at all queues again after the pools changed.
@@ -305,6 +336,7 @@ class Ledger:
                         self.fail(request, "too large", now, Status.INVALID_ARGUMENT, why)
         for worker in self.workers.values():
             self.feed(worker, now)
+        self.settle_mixed(now)
         for wanted, queue in scheduler.queues.items():
             served = scheduler.served(wanted)
             if not served and not queue.unserved:
@@ -343,7 +375,7 @@ class Ledger:
             else:
                 self.counts["retried"] += 1
                 self.resolver.follow(request, now)
-                self.place(request, self.scheduler.choose(request.wanted, request.longest), now)
+                self.place(request, self.scheduler.choose(request.wanted, request.longest, now), now)
         self.pools_changed(now)
 
     def _give_up(self, request: PendingRequest, why: str, now: float) -> None:

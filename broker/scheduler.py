@@ -2,7 +2,8 @@
 
 The rules (docs/architecture.md):
 
-- A request goes to the worker of its pool with the fewest outstanding requests per slot. A tie goes to the worker with
+- A request goes to the worker of its pool that should be done with it first: with the fewest outstanding requests per
+  slot, or, if the workers differ in speed, as `broker.expected` says. A tie goes to the worker with
   fewer bytes outstanding, where a small request waits less, and then to the one that waited longest. A worker never
   gets more requests than it has slots, nor a frame that is larger than it takes. What it holds for other brokers counts
   as outstanding, as far as it told, but takes no slots: else brokers could keep each other from giving it any.
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from broker import expected, pace
+from broker.expected import Arrivals
 from broker.lifecycle import WorkerState
 from broker.queues import FairQueue, Shares
 from broker.state import Model, PendingRequest, Wanted, Worker
@@ -24,6 +27,9 @@ from broker.versions import Pool, pools
 from zmq_offload.protocol.messages import LATEST
 
 _READY = WorkerState.READY
+
+SELDOM = 8
+"""Of so many runs one is measured, where all workers are about as quick and that is known."""
 
 
 class Scheduler:
@@ -40,6 +46,10 @@ class Scheduler:
         """The share of each client in all queues."""
         self.canaries: dict[str, int] = {}
         """model -> the version that is tried out."""
+        self.mixed: set[Wanted] = set()
+        """What is asked for of pools whose workers differ in speed."""
+        self.arrivals: dict[str, Arrivals] = {}
+        """By model, of those whose workers differ in speed."""
         self._pools_of: dict[str, dict[Wanted, Pool]] = {}
         """`pools` by model."""
         self._turns = 0
@@ -92,7 +102,10 @@ class Scheduler:
         )
         for wanted in before:
             del self.pools[wanted]
+            self.mixed.discard(wanted)
         self.pools.update(after)
+        for wanted, pool in after.items():
+            self._compare(wanted, pool, wanted in before and before[wanted].mixed)
         if after:
             self._pools_of[name] = after
         latest = Wanted(name)
@@ -113,13 +126,63 @@ class Scheduler:
     def served(self, wanted: Wanted) -> bool:
         return wanted in self.pools
 
-    def choose(self, wanted: Wanted, longest: int = 0) -> Worker | None:
-        """Choose the worker that should run a request with a frame of `longest` bytes now; None if all that could are
-        full."""
+    def choose(self, wanted: Wanted, longest: int, now: float) -> Worker | None:
+        """Choose the worker that should run a new request with a frame of `longest` bytes now; None if it should wait:
+        all that could are full, or a quicker one is done with it sooner than one that is free."""
         pool = self.pools.get(wanted)
         if pool is None:
             return None
+        if pool.mixed:
+            self._arrivals(wanted.model, now).came(now)
+            return None if wanted in self.queues else self._expected(wanted, pool, longest, 1, now)[0]
         return _least_loaded(pool.first, longest) or _least_loaded(pool.helpers, longest)
+
+    def _expected(
+        self, wanted: Wanted, pool: Pool, longest: int, queued: int, now: float
+    ) -> tuple[Worker | None, float]:
+        worker, again = expected.pick(
+            pool.first, wanted.model, pool.runs, longest, queued, self._arrivals(wanted.model, now).interval, now
+        )
+        if worker is None and not again:
+            worker = _least_loaded(pool.helpers, longest)
+        return worker, again
+
+    def measured(self, worker: Worker, request: PendingRequest, compute: float, batch: int, now: float) -> bool:
+        """Note how long a worker took for a run of `batch` requests, of which this is the first that it answered.
+
+        Returns whether the workers of a queue are about as quick now, so that its requests wait for none of them.
+        """
+        changed = expected.measured(worker, request.runs_as, request.dispatched_at, compute, batch, now)
+        worker.unmeasured = 1 if self.mixed or worker.paces[request.runs_as].samples < pace.KNOWN else SELDOM
+        if not changed:
+            return False
+        before = len(self.mixed)
+        for wanted, pool in self._pools_of.get(request.wanted.model, {}).items():
+            self._compare(wanted, pool, pool.mixed)
+        return len(self.mixed) < before
+
+    def _arrivals(self, model: str, now: float) -> Arrivals:
+        """How often requests come for a model, if its workers differ in speed."""
+        found = self.arrivals.get(model)
+        if found is None:
+            found = self.arrivals[model] = Arrivals(now)
+        return found
+
+    def _compare(self, wanted: Wanted, pool: Pool, before: bool) -> None:
+        pool.mixed = expected.is_mixed(pool.first, wanted.model, pool.runs, before)
+        (self.mixed.add if pool.mixed else self.mixed.discard)(wanted)
+
+    def next_of(self, wanted: Wanted, now: float) -> tuple[PendingRequest, Worker | None, float]:
+        """Of a queue whose workers differ in speed: its first request; the worker that should have it now, which takes
+        it out of the queue; and, if none should but one is free, how many seconds from now to look again."""
+        queue, pool = self.queues[wanted], self.pools[wanted]
+        request = queue.first(pool.takes)
+        assert request is not None, "what no worker takes is refused"
+        worker, again = self._expected(wanted, pool, request.longest, len(queue), now)
+        if worker is not None:
+            queue.pop(request, self._turn())
+            self._left(request, queue)
+        return request, worker, again
 
     def given(self, wanted: Wanted, worker: Worker) -> int:
         """Note that a worker gets a request now, for the ties to come; return the version that it runs for it."""
@@ -146,7 +209,7 @@ class Scheduler:
         queue.remove(request)
         self._left(request, queue)
 
-    def next_for(self, worker: Worker) -> PendingRequest | None:
+    def next_for(self, worker: Worker, now: float) -> PendingRequest | None:
         """Remove and return the request that a worker with a free slot should run; None if there is none."""
         best: FairQueue | None = None
         chosen: PendingRequest | None = None
@@ -156,6 +219,8 @@ class Scheduler:
                 continue
             request = queue.first(worker.max_frame_bytes)
             if request is None:
+                continue
+            if pool.mixed and self._expected(wanted, pool, request.longest, len(queue), now)[0] is not worker:
                 continue
             if best is None or chosen is None or queue.rank(request) < best.rank(chosen):
                 best, chosen = queue, request

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias, TypedDict
 from msgspec import Meta, Struct
 
 from broker.lifecycle import RequestState, WorkerState
+from broker.pace import Pace
 from zmq_offload.protocol import limits
 from zmq_offload.protocol.messages import LATEST, Key
 from zmq_offload.protocol.names import NAME_PATTERN
@@ -211,6 +212,12 @@ class Worker:
     """A count of when it was last given a request: ties go to the worker that waited longest."""
     elsewhere: int = 0
     """Requests of other brokers that it held when it last told."""
+    paces: dict[tuple[str, int], Pace] = field(default_factory=dict)
+    """(model, version) -> what it takes for it, as measured (`broker.expected`)."""
+    answered_at: float = 0.0
+    """When it last answered the first request of a run."""
+    unmeasured: int = 1
+    """How many runs from now the next one is measured."""
     served: int = 0
     failed: int = 0
     busy_us: int = 0

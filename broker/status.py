@@ -116,6 +116,11 @@ def describe_status(ledger: Ledger, now: float, allows: Allows, ways: Ways | Non
                 **({} if worker.gpu is None else {"gpu": to_builtins(worker.gpu)}),
                 "restarts": worker.restarts,
                 "busy": worker.busy_us / 1e6,
+                "takes": {
+                    f"{name}:{version}": pace.each
+                    for (name, version), pace in sorted(worker.paces.items())
+                    if (name, version) in worker.models and allows(name)
+                },
                 "running": [f"{name}:{version}" for name, version in sorted(_held(worker)) if allows(name)],
                 **({} if ways is None else way_of_worker(ways, worker.peer)),
             }

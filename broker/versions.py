@@ -39,6 +39,8 @@ class Pool:
     """Workers that get requests only while all of `first` are full."""
     takes: int = 0
     """The largest frame, in bytes, that any of the workers takes."""
+    mixed: bool = False
+    """Whether the workers of `first` differ in speed, so that their times are compared (`broker.expected`)."""
 
     def add(self, worker: Worker, version: int) -> None:
         self.runs[worker.peer] = version

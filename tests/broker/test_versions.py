@@ -72,7 +72,7 @@ class Fleet:
             if len(running) == clients:
                 worker, key = running.pop(chance.randrange(clients))
                 del worker.held[key]  # type: ignore[arg-type]
-            chosen = self.scheduler.choose(LATEST_M)
+            chosen = self.scheduler.choose(LATEST_M, 0, 0.0)
             assert chosen is not None and chosen.state is WorkerState.READY
             version = self.scheduler.given(LATEST_M, chosen)
             chosen.held[number] = None  # type: ignore[index, assignment]
