@@ -56,9 +56,7 @@ def parse_models(payload: Payload) -> dict[tuple[str, int], Model]:
 
 
 def parse_gpu(payload: Payload) -> GpuUse | None:
-    """Parse the body of a Heartbeat, which may have none. Raises ProtocolError. Keys that are not known are ignored."""
-    if not payload:
-        return None
+    """Parse the body of a Heartbeat that has one. Raises ProtocolError. Keys that are not known are ignored."""
     body = decode_body(payload, "a Heartbeat")
     if type(body) is not dict:
         raise ProtocolError("the body of a Heartbeat is a map")

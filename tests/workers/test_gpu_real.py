@@ -98,7 +98,7 @@ from zmq_offload.runtime.gpu import open_gpu
 copies = open_gpu("cuda:0").copies
 cuda = ctypes.CDLL("libcuda.so.1")
 ptx = b'''.version 7.0
-.target sm_52
+.target sm_75
 .address_size 64
 .visible .entry wrong() { .reg .u64 %a; mov.u64 %a, 8; st.global.u32 [%a], 1; ret; }'''
 module, function = ctypes.c_void_p(), ctypes.c_void_p()

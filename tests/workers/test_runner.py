@@ -153,6 +153,8 @@ def test_an_attempt_after_the_first_begins_alone_when_all_answers_have_left() ->
     assert (bench.story, bench.links.settled) == (["run 1"], 1)
     bench.runner.serve({})
     assert not bench.runner.overlaps([bench.attempt(1)]), "it is not served any more"
+    bench.runner.run([bench.attempt(2)])
+    assert [number for number, _ in bench.done()] == [1, 2], "those that were taken are answered"
 
 
 def test_other_brokers_are_told_of_what_runs_and_what_is_copied_meanwhile() -> None:
