@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zmq_offload.common.devices import CPU
+
 MOST_SLOTS = 65536
 """The most slots that an Announce can carry."""
+
+
+def slots_for(slots: int, max_batch: int, device: str) -> int:
+    """The slots to announce, for batches of at most so many rows.
+
+    The next batch gathers while one runs, so there are slots for two. With a GPU, the inputs of another are copied
+    meanwhile. A model may allow larger batches than an Announce can carry slots. Those stay smaller.
+    """
+    return min(MOST_SLOTS, max(slots, (2 if device == CPU else 3) * max_batch))
 
 
 @dataclass(frozen=True, slots=True)

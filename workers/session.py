@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
-from workers.policy import MOST_SLOTS, WorkerPolicy
+from workers.policy import WorkerPolicy, slots_for
 from zmq_offload.artifacts.batching import Batching
 from zmq_offload.errors import OffloadError, Status
 from zmq_offload.protocol import limits
@@ -378,9 +378,7 @@ class WorkerSession:
 
     @property
     def _announced_slots(self) -> int:
-        # The next batch gathers while one runs, so there must be slots for two.
-        # A model.json may allow larger batches than an Announce can carry slots. Those stay smaller.
-        return min(MOST_SLOTS, max([self.slots, *(2 * b.max_batch for b in self.batching.values())]))
+        return slots_for(self.slots, max((b.max_batch for b in self.batching.values()), default=0), self.device)
 
     def _announcement(self, broker: int) -> Send:
         message = wire.Announce(self.name, self._announced_slots, self.max_frame_bytes, self.device, self.restarts)

@@ -146,7 +146,7 @@ class StubCudart:
         return 0
 
     def _cudaMemcpyAsync(self, there: int, source: int, nbytes: int, kind: int, stream: int) -> int:
-        name = {1: "in", 2: "out"}[kind]
+        name = {1: "in", 4: "out"}[kind]
         if not self._is_locked(source if kind == 1 else there):
             # The source is read before this returns, and the destination written: by CUDA's own staging.
             self._cudaStreamSynchronize(stream)

@@ -146,6 +146,9 @@ def test_there_are_slots_for_the_batch_that_runs_and_the_one_that_gathers() -> N
     assert announcement.message.slots == 32
     (announcement,) = bench.session.announce([])
     assert announcement.message.slots == 2
+    bench.session.device = "cuda:0"  # where a third is copied
+    (announcement,) = bench.session.announce([], {MODEL: Batching(16)})
+    assert announcement.message.slots == 48
 
 
 STEPS = st.lists(

@@ -24,8 +24,8 @@ _NO_TIMING = 2
 """cudaEventDisableTiming."""
 _PORTABLE = 1
 """cudaHostAllocPortable: the memory is page-locked for all GPUs."""
-_IN, _OUT = 1, 2
-"""cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost."""
+_IN, _OUT = 1, 4
+"""cudaMemcpyHostToDevice; cudaMemcpyDefault, since a model may compute an output on the CPU, such as a shape."""
 
 _LEAST = 4096
 """Bytes. Page-locked memory comes in powers of two from here."""
@@ -156,4 +156,5 @@ class Copies:
             self._kept.setdefault(size, []).append(address)
         else:
             with contextlib.suppress(RuntimeError):  # of a GPU that is lost
+                self.use()  # else a thread that has no GPU yet would take some memory of the first
                 self._cuda.call("cudaFreeHost", address)
