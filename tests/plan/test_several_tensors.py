@@ -19,7 +19,7 @@ from zmq_offload.compile.onnx.importer import import_onnx
 from zmq_offload.compile.target import host_target
 from zmq_offload.plan.confirm import measure_split, names_of
 from zmq_offload.plan.costs import Split
-from zmq_offload.plan.cuttable import Cuttable, cuttable
+from zmq_offload.plan.cuttable import Cuttable, cuttable, most_places
 from zmq_offload.plan.halves import build_parts, measure_halves
 from zmq_offload.plan.parts import measure_parts
 from zmq_offload.plan.restrictions import rules_of
@@ -73,6 +73,10 @@ def test_shortcuts_are_part_of_the_cuts(model: Cuttable) -> None:
     ]  # fmt: skip
     assert [len(computed) for computed in model.computed] == [0, 0, 1, 1, 1, 1, 2]
     assert [p.name for p in cuttable(model.imported, most_tensors=1).points] == ["x", "a", "y.c", "y, early"]
+
+
+def test_of_large_models_fewer_places_are_compared() -> None:
+    assert [most_places(size) for size in (0, 10**7, 10**8, 10**9)] == [96, 96, 30, 12]
 
 
 def test_what_goes_around_the_servers_part_stays_on_the_device(model: Cuttable) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvm import ir, relax
 
-from zmq_offload.byoc.carried import tensor_bytes
+from zmq_offload.byoc.carried import constant_bytes, tensor_bytes
 from zmq_offload.byoc.codegen import tensor_spec
 from zmq_offload.byoc.graph import Graph
 from zmq_offload.compile.cuts import multiply_adds
@@ -15,9 +15,15 @@ from zmq_offload.compile.onnx.importer import Imported
 from zmq_offload.compile.typical import Typical
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan.costs import Crossing, CutPoint, Pair
-from zmq_offload.plan.frontiers import MOST_TENSORS, places
+from zmq_offload.plan.frontiers import MOST_PLACES, MOST_TENSORS, places
 from zmq_offload.plan.mincut import Dag, bits, members
 from zmq_offload.protocol.tensors import ANY
+
+_FEWEST = 12
+"""So many places are compared of the largest models."""
+
+_WEIGHTS = 3_000_000_000
+"""About the most bytes of weights that are compiled for all places together."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ def cuttable(imported: Imported, most_tensors: int = MOST_TENSORS) -> Cuttable:
     values = _values(graph)
     dag = _dag(graph, values)
     every = (1 << len(values)) - 1
-    done = [dag.inputs, *(place.done for place in places(dag, most_tensors)), every]
+    compared = places(dag, most_tensors, most_places(sum(constant_bytes(step.value) for step in graph.steps)))
+    done = [dag.inputs, *(place.done for place in compared), every]
     variables = [tuple(values[v] for v in members(dag.crossing(at))) for at in done[:-1]]
     computed = [tuple(var for var in results if at >> values.index(var) & 1) for at in done]
     points = tuple(map(_point, [graph] * len(done), [*variables, results]))
@@ -65,6 +72,14 @@ def cuttable(imported: Imported, most_tensors: int = MOST_TENSORS) -> Cuttable:
         if not done[start] & ~done[end] and _works(dag, done[end] & ~done[start])
     }
     return Cuttable(imported, points, (*variables, tuple(results)), tuple(computed), crossings)
+
+
+def most_places(weights: int) -> int:
+    """How many places to compare for a model of so many bytes of weights.
+
+    The parts around each place are compiled with all of their weights, so a large model takes minutes for each.
+    """
+    return min(MOST_PLACES, max(_FEWEST, _WEIGHTS // max(1, weights)))
 
 
 def _works(dag: Dag, region: int) -> bool:
