@@ -9,9 +9,10 @@ import pytest
 
 from tests.plan.test_plan import no_fabric  # noqa: F401
 from zmq_offload.cli.main import main
+from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan import measured_link, planning
-from zmq_offload.plan.costs import Network, Overhead
-from zmq_offload.plan.files import Plan
+from zmq_offload.plan.costs import Network
+from zmq_offload.plan.links import Period, network_of
 from zmq_offload.plan.measured_link import measure_link
 from zmq_offload.testing.fabric import Fabric
 from zmq_offload.testing.link import Link
@@ -21,6 +22,7 @@ from zmq_offload.testing.link import Link
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured_link, "_LONG", 0.01)
     monkeypatch.setattr(measured_link, "_TIMES", 2)
+    monkeypatch.setenv("TVM_NUM_THREADS", "1")
 
 
 def test_both_ways_are_measured_with_a_worker_that_echoes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,22 +36,29 @@ def test_both_ways_are_measured_with_a_worker_that_echoes(monkeypatch: pytest.Mo
     assert 0.009 < found.rtt < 0.5
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[planning.Question]:
+    """What the planner is asked; it refuses to answer."""
+    found: list[planning.Question] = []
+
+    def refuse(question: planning.Question, progress: object) -> None:
+        found.append(question)
+        raise InvalidArgument("not now")
+
+    monkeypatch.setattr(planning, "make_plan", refuse)
+    return found
+
+
 def test_without_one_the_way_back_counts_as_the_way_there(
-    convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    asked: list[planning.Question], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    brokers = []
     monkeypatch.setattr(
-        measured_link, "measure_link", lambda broker: asked.append(broker) or (Network(5e7, 0.01), False)
+        measured_link, "measure_link", lambda broker: brokers.append(broker) or (Network(5e7, 0.01), False)
     )
-    monkeypatch.setattr(planning, "measure_overhead", Overhead)
-    monkeypatch.setenv("TVM_NUM_THREADS", "1")
-    options = ["--input", "x=1,3,16,16", "--server-threads", "1", "--repeat", "3", "--confirm", "0"]
-    options += ["--link", "measure", "--broker", "tcp://edge:5555", "-o", str(tmp_path / "plan.png")]
-    assert main(["plan", str(convnet), *options]) == 0
-    said = capsys.readouterr()
-    assert asked == [("tcp://edge:5555",)]
-    assert "no worker serves 'echo', so the way back counts as fast as the way there" in said.err
-    assert "50Mbit each way, round trip 10 ms" in said.out
+    assert main(["plan", "m.onnx", "--link", "measure", "--broker", "tcp://edge:5555"]) == 1
+    assert brokers == [("tcp://edge:5555",)] and asked[0].network == Network(5e7, 0.01)
+    assert "no worker serves 'echo', so the way back counts as fast as the way there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -67,22 +76,16 @@ def test_a_link_is_given_once(options: list[str], says: str, capsys: pytest.Capt
 
 
 def test_a_recorded_link_is_read_from_a_file(
-    convnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    asked: list[planning.Question], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(planning, "measure_overhead", Overhead)
-    monkeypatch.setenv("TVM_NUM_THREADS", "1")
     trace = tmp_path / "trace.csv"
     trace.write_text("seconds,up,down,delay,stall\n0,8,4,10,0\n3,0.8,0.4,30,0\n")
-    options = ["--input", "x=1,3,16,16", "--server-threads", "1", "--repeat", "3", "--confirm", "0", "--quiet"]
-    options += ["-o", str(tmp_path / "plan.png"), "--cuts", "2", "--device-slowdown", "10000"]
-    assert main(["plan", str(convnet), *options, "--link", str(trace), "--save", str(tmp_path / "plan.json")]) == 0
-    said = capsys.readouterr().out
-    assert "1.45Mbit up, 727kbit down" in said
-    assert "800kbit" in said and "8Mbit" in said and "--cuts" in said
-    cuts = Plan.read(tmp_path / "plan.json").cuts
-    assert 1 <= len(cuts) <= 2 and all(set(own.predicted) == set(own.wires) for own in cuts)
+    assert main(["plan", "m.onnx", "--link", str(trace), "--cuts", "2"]) == 1
+    assert asked[0].cuts == 2
+    assert asked[0].network == network_of([Period(3.0, 8e6, 4e6, 0.01, False), Period(3.0, 8e5, 4e5, 0.03, False)])
+    capsys.readouterr()
     trace.write_text("nothing")
-    assert main(["plan", str(convnet), *options, "--link", str(trace)]) == 1
+    assert main(["plan", "m.onnx", "--link", str(trace)]) == 1
     assert "trace.csv is not a trace: line 1 is 'nothing'; expected seconds,up" in capsys.readouterr().err
-    assert main(["plan", str(convnet), *options, "--link", str(tmp_path / "none.csv")]) == 1
+    assert main(["plan", "m.onnx", "--link", str(tmp_path / "none.csv")]) == 1
     assert "none.csv cannot be read" in capsys.readouterr().err

@@ -117,8 +117,13 @@ def test_times_are_carried_over_in_profiles(convnet: Path, tmp_path: Path, capsy
     assert plan(convnet, tmp_path, "--device-profile", str(file), "--server-profile", str(file)) == 0
     said = capsys.readouterr().out
     assert said.count("a phone, 1 thread (measured there:") == 2
-    assert plan(convnet, tmp_path, "--device-profile", str(file), "--confirm", "0") == 0
-    assert "No cut beats" not in capsys.readouterr().out
+    several = ["--cuts", "2", "--save", str(tmp_path / "plan.json")]
+    assert plan(convnet, tmp_path, "--device-profile", str(file), "--confirm", "1", *several) == 0
+    said = capsys.readouterr().out
+    assert "No cut beats" not in said
+    assert "3.12Mbit" in said and "800Mbit" in said and f"--cuts {tmp_path / 'plan.json'}" in said
+    cuts = Plan.read(tmp_path / "plan.json").cuts
+    assert 1 <= len(cuts) <= 2 and all(set(own.predicted) == set(own.wires) for own in cuts)
 
 
 def test_sealed_weights_and_private_inputs(convnet: Path) -> None:
