@@ -66,10 +66,15 @@ def _is_kernel(function: tirx.PrimFunc) -> bool:
 
 
 def _rules() -> Iterator[Rule]:
-    from tvm.s_tir.dlight import gpu
-
     for name, own in _OWN.items():
         yield name, _own(own)
+    yield from of_dlight()
+
+
+def of_dlight() -> Iterator[Rule]:
+    """TVM's own rules, by name."""
+    from tvm.s_tir.dlight import gpu
+
     for rule in (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction()):
         yield f"dlight {type(rule).__name__}", _of_dlight(rule, _finite_starts)
     yield "dlight Fallback", _of_dlight(gpu.Fallback(), lambda function: function)
