@@ -16,11 +16,12 @@ import pytest
 
 from tests.support import onnx_models
 from tests.support.adaptive_bundles import run_splits
-from tests.support.local_client import run_uncut
+from tests.support.local_client import LocalClient, run_uncut
 from zmq_offload.artifacts.manifest import LIBRARY
 from zmq_offload.artifacts.repository import LIBRARY as SUBGRAPH
 from zmq_offload.compile import Compiled, Cut, check, compile_model, measure_losses
 from zmq_offload.compile.inprocess import WHOLE, Way, running
+from zmq_offload.device.model import load
 from zmq_offload.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 
 SHAPES: dict[str, Any] = {"x": (1, 3, 12, 12)}
@@ -42,6 +43,20 @@ def test_every_split_computes_the_same(convnet: Path, compiled: Compiled) -> Non
     for split in compiled.manifest.splits:
         np.testing.assert_allclose(found[split.name][0], right, rtol=0, atol=TOLERANCE[split.wire])
     np.testing.assert_allclose(found[""][0], right, rtol=0, atol=1e-5)
+
+
+def test_a_device_runs_each_split_and_the_whole_model(convnet: Path, compiled: Compiled) -> None:
+    x = onnx_models.random(1, 3, 12, 12)
+    (right,) = run_uncut(convnet, SHAPES, [x])
+    for split in compiled.manifest.splits:
+        client = LocalClient(compiled.subgraphs[0].parent.parent)
+        with load(compiled.device, client=client, split=split.name) as model:
+            np.testing.assert_allclose(model(x), right, rtol=0, atol=TOLERANCE[split.wire])
+        assert [call[0] for call in client.calls] == [split.region.model]
+    client = LocalClient(compiled.subgraphs[0].parent.parent)
+    with load(compiled.device, client=client, offload="never") as model:
+        np.testing.assert_allclose(model(x), right, rtol=0, atol=1e-5)
+    assert not client.calls
 
 
 def test_the_manifest_tells_the_splits(compiled: Compiled) -> None:
