@@ -57,9 +57,9 @@ def stages(compiled: Compiled, last: Result, network: Network, workers: int) -> 
     (model,) = compiled.models
     return {
         "device": statistics.median(s.ended - s.began for s in last.seen),
-        "uplink": network.occupied(message_bytes(model.inputs, answer=False)),
+        "uplink": network.up_time(message_bytes(model.inputs, answer=False)),
         "server": statistics.median(s.timings.compute for s in last.seen) / workers,
-        "downlink": network.occupied(message_bytes(model.outputs, answer=True)),
+        "downlink": network.down_time(message_bytes(model.outputs, answer=True)),
     }
 
 

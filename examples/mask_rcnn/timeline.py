@@ -19,7 +19,7 @@ def spans(seen: Seen, network: Network) -> dict[str, tuple[float, float]]:
     broker sent the reply as long before it arrived as the reply takes on the network. The uplink is the rest of the
     request, with the wait for it.
     """
-    left = seen.received - network.transfer(message_bytes(seen.answered, answer=True))
+    left = seen.received - network.rtt / 2 - network.down_time(message_bytes(seen.answered, answer=True))
     arrived = max(seen.sent, left - seen.timings.broker)
     return {
         "device": (seen.began, seen.ended),
