@@ -126,6 +126,16 @@ def test_a_schedule_that_tvm_cannot_lower_is_not_taken(monkeypatch: pytest.Monke
     assert rule_of(conv((1, 8, 10, 10), 16, 3, padding=1)) != "tiles"
 
 
+def test_a_small_product_does_not_compute_what_it_is_spread_over() -> None:
+    def build(emit, x):
+        y = emit(relax.op.mean(x, axis=[2, 3], keepdims=True))
+        y = emit(relax.op.sigmoid(emit(relax.op.nn.conv2d(y, weights(8, 8, 1, 1)))))
+        return relax.op.multiply(x, y)
+
+    found = functions(module_of([(1, 8, 40, 40)], build))
+    assert rule_of(next(f for name, f in found.items() if name.startswith("multiply"))) == "maps"
+
+
 # -- right results ----------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from tvm.relax.backend.cuda import pipeline as tvm_pipeline
 from tvm.target import Target
 
 from zmq_offload.byoc.unequal import isolate_unequal
+from zmq_offload.compile.cuda.growth import isolate_growth
 from zmq_offload.compile.cuda.rules import scheduled
 from zmq_offload.compile.definitions import definitions_first
 from zmq_offload.compile.empty import without_empty_constants
@@ -58,6 +59,7 @@ def graph_passes(target: Target) -> list[Pass]:
         _plain(annotated, "annotated"),
         relax.transform.FoldConstant(),
         _plain(isolate_unequal, "isolate_unequal"),
+        _plain(isolate_growth, "isolate_growth"),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         _plain(definitions_first, "definitions_first"),
