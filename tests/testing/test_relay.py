@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +133,37 @@ def test_conditions_can_change() -> None:
         assert time.monotonic() - began > 0.19
         with pytest.raises(InvalidArgument, match="did you mean 10ms"):
             link.change(rtt="10")
+
+
+def test_a_link_follows_a_trace(tmp_path: Path) -> None:
+    """A second of one round trip and bandwidth, a second of nothing, then slow in one direction only."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text("seconds,up,down,delay,stall\n0,800,800,10,0\n1,800,800,10,1\n2,0.8,800,1,0\n60,1,1,1,0\n")
+    with server() as listening, Link(endpoint(listening), trace=str(trace)) as link:
+        began = time.monotonic()
+        with dial(link) as near, listening.accept()[0] as far:
+            near.sendall(b"x")
+            assert read(far, 1) == b"x"
+            assert time.monotonic() - began > 0.01
+            eventually(lambda: time.monotonic() - began > 1.1, 5)
+            near.sendall(b"y")
+            assert read(far, 1) == b"y"
+            assert time.monotonic() - began > 1.9, "nothing passed before"
+            up = time.monotonic()
+            near.sendall(bytes(10_000))
+            read(far, 10_000)
+            down = time.monotonic()
+            far.sendall(bytes(10_000))
+            read(near, 10_000)
+            assert down - up > 0.07, "0.1 s for the bandwidth, less what is read at a time"
+            assert time.monotonic() - down < down - up
+
+
+def test_a_trace_that_is_unknown_or_says_less_than_it_should_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="trace 'tram' is unknown"):
+        Link("tcp://127.0.0.1:1", trace="tram")
+    with pytest.raises(InvalidArgument, match="rtt is given together with a trace"):
+        Link("tcp://127.0.0.1:1", trace="train", rtt="1ms")
 
 
 def test_a_missing_target_resets_the_connection() -> None:

@@ -138,6 +138,13 @@ class Outage:
         return found
 
 
+def check_alone(bandwidth_: str | None, rtt: str, outages: Sequence[object]) -> None:
+    """Raises InvalidArgument if a link that follows a trace is given what the trace says."""
+    for name, given in (("bandwidth", bandwidth_), ("rtt", rtt if duration(rtt) else None), ("outages", outages)):
+        if given:
+            raise InvalidArgument(f"{name} is given together with a trace, which says it; leave it out")
+
+
 def timetable(outages: Sequence[Outage]) -> list[tuple[float, Kind | None]]:
     """List when the link changes to which state, None for up. Raises InvalidArgument for outages that overlap."""
     ordered = sorted(outages, key=lambda o: o.start)

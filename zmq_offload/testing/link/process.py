@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from zmq_offload.common.lifetime import made_before_fork, tell_of_forks
 from zmq_offload.console.programs import command
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
-from zmq_offload.testing.link.conditions import Conditions, Outage, timetable
+from zmq_offload.testing.link.conditions import Conditions, Outage, check_alone, timetable
+from zmq_offload.testing.link.trace import Trace
 
 
 class Link:
@@ -30,6 +31,9 @@ class Link:
         Each direction takes longer or shorter by up to half of it. At most `rtt`.
     outages : sequence of Outage, optional
         Times during which the link carries nothing.
+    trace : str, optional
+        A recorded link in place of `bandwidth`, `rtt` and `outages`: the name of one that comes with the package, such
+        as ``"train"``, or a CSV file. It begins when the link does, and again at its end.
     listen : str, default "tcp://127.0.0.1:*"
         Endpoint to listen at; ``*`` is a free port.
 
@@ -41,7 +45,7 @@ class Link:
     Raises
     ------
     InvalidArgument
-        A quantity has no unit or is out of range, outages overlap, or an endpoint is not TCP.
+        A quantity has no unit or is out of range, outages overlap, an endpoint is not TCP, or a trace is damaged.
     FailedPrecondition
         The link cannot listen at `listen`, or `to` has an unknown host.
 
@@ -60,12 +64,17 @@ class Link:
         rtt: str = "0ms",
         jitter: str = "0ms",
         outages: Sequence[Outage] = (),
+        trace: str | None = None,
         listen: str = "tcp://127.0.0.1:*",
     ) -> None:
         Conditions.parse(bandwidth, rtt, jitter)
         timetable(outages)
+        if trace is not None:
+            check_alone(bandwidth, rtt, outages)
+            Trace.find(trace)
         arguments = ["--to", to, "--listen", listen, "--rtt", rtt, "--jitter", jitter, "--commands"]
         arguments += [] if bandwidth is None else ["--bandwidth", bandwidth]
+        arguments += [] if trace is None else ["--trace", trace]
         for outage in outages:
             arguments += ["--outage", f"{outage.start!r}:{outage.seconds!r}:{outage.kind}"]
         self._lock = threading.Lock()

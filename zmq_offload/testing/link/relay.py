@@ -9,13 +9,14 @@ import selectors
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from zmq_offload.errors import FailedPrecondition, InvalidArgument
 from zmq_offload.net.transport import check_endpoint
 from zmq_offload.testing.link.conditions import Conditions, Kind, Outage, timetable
 from zmq_offload.testing.link.connection import Connection, Pipe
 from zmq_offload.testing.link.path import Path
+from zmq_offload.testing.link.trace import Moment, Trace
 
 _LATEST = 0.0005
 """Seconds. A longer delay means that the process was not running, and is not learned from."""
@@ -24,12 +25,24 @@ _LATEST = 0.0005
 class Relay:
     """A link from `listen` to `to`, both tcp:// endpoints. Only the thread that calls `run` may use it.
 
+    With a `trace`, its moments change bandwidth and delay, and `conditions` has the jitter.
+
     Raises InvalidArgument for endpoints of another kind, FailedPrecondition if it cannot listen.
     """
 
-    def __init__(self, to: str, listen: str, conditions: Conditions, outages: Sequence[Outage] = ()) -> None:
+    def __init__(
+        self,
+        to: str,
+        listen: str,
+        conditions: Conditions,
+        outages: Sequence[Outage] = (),
+        trace: Trace | None = None,
+    ) -> None:
         self._target = _resolved(_address(to))
         self._changes = deque(timetable(outages))
+        self._moments: Iterator[Moment] = iter(()) if trace is None else trace.changes()
+        self._next = next(self._moments, None)
+        self._jitter = conditions.jitter
         there, back = Path[Pipe](conditions, random.random), Path[Pipe](conditions, random.random)
         self._paths = there, back
         self._connections: set[Connection] = set()
@@ -73,6 +86,14 @@ class Relay:
         for path in self._paths:
             path.change(conditions)
 
+    def _follow(self, moment: Moment) -> None:
+        """Be like the trace at a moment. The jitter is at most the delay: bytes do not arrive before they are sent."""
+        rtt = 2 * moment.delay
+        for path, bandwidth in zip(self._paths, (moment.up, moment.down), strict=True):
+            path.change(Conditions(bandwidth or None, rtt, min(self._jitter, rtt)))
+        if moment.stalled != (self._state == "stall"):
+            self.go("stall" if moment.stalled else None)
+
     def run(self, commands: int | None = None, obey: Callable[[], bool] = lambda: False) -> None:
         """Run until `obey` returns False. It is called whenever the descriptor `commands` is readable."""
         if commands is not None:
@@ -83,6 +104,9 @@ class Relay:
             now = time.monotonic()
             while self._changes and began + self._changes[0][0] <= now:
                 self.go(self._changes.popleft()[1])
+            while self._next is not None and began + self._next.seconds <= now:
+                self._follow(self._next)
+                self._next = next(self._moments, None)
             self._deliver(now + self._early)
             if planned is not None:
                 self._learn(time.monotonic() - planned)
@@ -110,6 +134,8 @@ class Relay:
         times = [at for path in self._paths if (at := path.next_change(time.monotonic())) is not None]
         if self._changes:
             times.append(began + self._changes[0][0])
+        if self._next is not None:
+            times.append(began + self._next.seconds)
         due = min(times) if times else None
         wait = None if due is None else max(0.0, due - self._early - time.monotonic())
         # epoll_wait() counts milliseconds, select() microseconds: so `select` waits for the epoll's descriptor.
