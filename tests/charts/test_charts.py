@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from tests.benchmarks import peers
-from zmq_offload.charts import bars, cuts, functions, graph, load, timeline
+from zmq_offload.charts import bars, cuts, functions, graph, links, load, timeline
 from zmq_offload.charts.style import DPI, WIDTH, every_nth, save
 
 ESTIMATED = [cuts.Point(at, latency, False) for at, latency in enumerate((800.0, 90.0, 41.0, 60.0))]
@@ -66,6 +66,10 @@ BARS = bars.Bars(
     "Peers", {"1 KB": {"a": 1.0, "b": 3.0}, "1 MB": {"a": 20.0}}, ["a", "b"], {"a": 0, "b": 1}, "{} ms".format
 )
 
+LINK = links.Recorded(
+    "µ" * 80, [0, 1, 3, 4], [5.0, 0.0, 800.0], [9.0, 0.0, 1e5], [1.0, 0.0, 900.0], [False, True, False]
+)
+
 GRAPH = graph.GraphChart(
     "m.onnx",
     ["1 G multiply-adds"],
@@ -85,6 +89,8 @@ FIGURES = {
     "timeline": lambda: timeline.draw(TIMELINE),
     "bars": lambda: bars.draw(BARS),
     "graph": lambda: graph.draw(GRAPH),
+    "links": lambda: links.draw([LINK, LINK, LINK]),
+    "link": lambda: links.draw([LINK]),
 }
 
 
@@ -213,7 +219,7 @@ def test_the_interactive_chart_has_all_series() -> None:
 def test_matplotlib_is_imported_when_a_chart_is_drawn_and_pyplot_never() -> None:
     code = (
         "import sys\n"
-        "from zmq_offload.charts import bars, cuts, functions, load, style, timeline\n"
+        "from zmq_offload.charts import bars, cuts, functions, links, load, style, timeline\n"
         "assert not {'matplotlib', 'plotly', 'numpy'} & set(sys.modules)\n"
         "timeline.draw(timeline.Timeline('t', {}))\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"

@@ -16,10 +16,11 @@ from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan import cover as covering
 from zmq_offload.plan.costs import OBJECTIVES, Costs, Network, Split
 from zmq_offload.plan.cover import cover
-from zmq_offload.plan.links import Period, links_around, network_of, read_trace
+from zmq_offload.plan.links import Period, links_around, network_of, periods_of
 from zmq_offload.plan.report import facts, link_text, several
 from zmq_offload.plan.rules import Rules, all_splits
 from zmq_offload.plan.search import decide
+from zmq_offload.testing.link.trace import Trace
 
 SPLITS = all_splits(ROW, ["float32", "float16"])
 LINK = Network(5e7, 0.001)
@@ -93,33 +94,13 @@ def test_who_meets_a_stall_waits_for_its_end() -> None:
         network_of([stall])
 
 
-def test_a_trace_has_the_periods_between_its_rows() -> None:
-    text = "seconds,up,down,delay,stall\n0,8,4,10,0\n3,0.8,0.4,30,0\n\n4,0,0,0,1\n"
-    assert read_trace(text) == [
+def test_a_trace_has_the_periods_between_its_moments() -> None:
+    trace = Trace.parse("seconds,up,down,delay,stall\n0,8,4,10,0\n3,0.8,0.4,30,0\n\n4,0,0,0,1\n", "t")
+    assert periods_of(trace) == [
         Period(3.0, 8e6, 4e6, 0.01, False),
         Period(1.0, 8e5, 4e5, 0.03, False),
         Period(1.0, 0.0, 0.0, 0.0, True),
     ]
-    assert read_trace("seconds,up,down,delay,stall\n0,8,4,10,0") == [Period(1.0, 8e6, 4e6, 0.01, False)]
-
-
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        ([], "the trace has no rows; expected one for each change of the link"),
-        (["0,8,4,10"], "line 2 is '0,8,4,10'; expected 5 numbers from 0 to a million"),
-        (["0,8,4,10,0", "1,fast,4,10,0"], "line 3 is '1,fast,4,10,0'; expected 5 numbers"),
-        (["0,8,4,-1,0"], "line 2 is '0,8,4,-1,0'; expected 5 numbers"),
-        (["0,8,4,10,0", "0,8,4,10,0"], "line 3 is at 0 seconds; expected more than 0"),
-    ],
-)
-def test_what_is_no_trace_is_refused_with_the_line(rows: list[str], says: str) -> None:
-    with pytest.raises(InvalidArgument, match=says):
-        read_trace("\n".join(["seconds,up,down,delay,stall", *rows]))
-    with pytest.raises(InvalidArgument, match="line 1 is 'time,up'; expected seconds,up,down,delay,stall"):
-        read_trace("time,up\n")
-    with pytest.raises(InvalidArgument, match="line 1 is ''; expected seconds"):
-        read_trace("")
 
 
 def test_the_report_has_a_line_for_each_link() -> None:

@@ -86,6 +86,6 @@ def test_a_recorded_link_is_read_from_a_file(
     capsys.readouterr()
     trace.write_text("nothing")
     assert main(["plan", "m.onnx", "--link", str(trace)]) == 1
-    assert "trace.csv is not a trace: line 1 is 'nothing'; expected seconds,up" in capsys.readouterr().err
+    assert "trace.csv: line 1 is 'nothing'; expected seconds,up" in capsys.readouterr().err
     assert main(["plan", "m.onnx", "--link", str(tmp_path / "none.csv")]) == 1
     assert "none.csv cannot be read" in capsys.readouterr().err

@@ -19,9 +19,9 @@ from zmq_offload.console.progress import Progress
 from zmq_offload.console.settings import checked, count, threads, whole
 from zmq_offload.console.silence import add_verbose, silent
 from zmq_offload.console.tables import Facts, Prose, show
-from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan import links
 from zmq_offload.plan.costs import OBJECTIVES, WIRES, Network
+from zmq_offload.testing.link.trace import Trace
 
 PICTURE = "zmq-offload-plan.png"
 MEASURE = "measure"
@@ -66,7 +66,8 @@ def _add_link_options(parser: Parser) -> None:
     group.add_argument(
         "--link",
         metavar="TRACE",
-        help="instead of both: a recorded link, a CSV file; or `measure` the one from here to the broker",
+        help="instead of both: a recorded link, a CSV file or a name of `zmq-offload link --list-traces`; or `measure` "
+        "the one from here to the broker",
     )
     settings.add_frontend(parser)
 
@@ -132,22 +133,13 @@ def _network(args: argparse.Namespace) -> Network:
     if args.link is None:
         return Network(args.bandwidth, args.rtt)
     if args.link != MEASURE:
-        return _recorded(Path(args.link))
+        return links.network_of(links.periods_of(Trace.find(args.link)))
     from zmq_offload.plan.measured_link import ECHO, measure_link
 
     network, both = measure_link(args.broker)
     if not both and not args.quiet:
         print(f"no worker serves {ECHO!r}, so the way back counts as fast as the way there", file=sys.stderr)
     return network
-
-
-def _recorded(trace: Path) -> Network:
-    try:
-        return links.network_of(links.read_trace(trace.read_text()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{trace} cannot be read: {error}; give a CSV file, or `--link {MEASURE}`") from None
-    except InvalidArgument as error:
-        raise InvalidArgument(f"{trace} is not a trace: {error}") from None
 
 
 def run(parser: Parser, args: argparse.Namespace) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from zmq_offload.errors import InvalidArgument
 from zmq_offload.plan.costs import Moment, Network
+from zmq_offload.testing.link.trace import Trace
 
 AROUND = 16.0
 """A range of links has from a sixteenth to sixteen times of the bandwidth."""
@@ -26,42 +26,13 @@ class Period(NamedTuple):
     stalled: bool
 
 
-COLUMNS = ("seconds", "up", "down", "delay", "stall")
-"""The columns of a trace: seconds from its start, Mbit/s up and down, one-way delay in ms, 1 where nothing passes."""
-
-
-def read_trace(text: str) -> list[Period]:
-    """The periods of a trace as CSV. Each row holds until the next; the last one is as long as the one before it.
-
-    Raises InvalidArgument, with the line, for anything else.
-    """
-    lines = [line for line in text.splitlines() if line.strip()]
-    head = ",".join(COLUMNS)
-    if not lines or lines[0].strip() != head:
-        raise InvalidArgument(f"line 1 is {lines[0].strip() if lines else ''!r}; expected {head}")
-    rows = [_row(at, line) for at, line in enumerate(lines[1:], 2)]
-    starts = [row[0] for row in rows]
-    for at, (start, end) in enumerate(pairwise(starts), 3):
-        if end <= start:
-            raise InvalidArgument(f"line {at} is at {end:g} seconds; expected more than {start:g}")
-    if not rows:
-        raise InvalidArgument("the trace has no rows; expected one for each change of the link")
-    lasting = [end - start for start, end in pairwise(starts)]
-    lasting.append(lasting[-1] if lasting else 1.0)
+def periods_of(trace: Trace) -> list[Period]:
+    """The periods of a recorded link, from each of its moments to the next."""
+    ends = [moment.seconds for moment in trace.moments[1:]] + [trace.length]
     return [
-        Period(seconds, up * 1e6, down * 1e6, delay / 1e3, bool(stall))
-        for seconds, (_, up, down, delay, stall) in zip(lasting, rows, strict=True)
+        Period(end - seconds, up, down, delay, stalled)
+        for (seconds, up, down, delay, stalled), end in zip(trace.moments, ends, strict=True)
     ]
-
-
-def _row(at: int, line: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(map(float, line.split(",")))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != len(COLUMNS) or not all(0 <= number < 1e6 for number in numbers):
-        raise InvalidArgument(f"line {at} is {line.strip()!r}; expected {len(COLUMNS)} numbers from 0 to a million")
-    return numbers
 
 
 def network_of(periods: Sequence[Period]) -> Network:
