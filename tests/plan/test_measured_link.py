@@ -67,9 +67,13 @@ def test_without_one_the_way_back_counts_as_the_way_there(
         ([], "the link is missing; give --bandwidth and --rtt, or --link"),
         (["--bandwidth", "5Mbit"], "the link is missing; give --bandwidth and --rtt, or --link"),
         (["--link", "measure", "--rtt", "1ms"], "--link stands for --bandwidth and --rtt; leave them out"),
+        (
+            ["--link", "measure", "--tensors", "2", "--device-profile", "phone.json"],
+            "profiles are of cuts at up to 4 tensors; leave --tensors out",
+        ),
     ],
 )
-def test_a_link_is_given_once(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_do_not_fit_are_refused(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["plan", sys.argv[0], *options])
     assert says in capsys.readouterr().err

@@ -21,6 +21,7 @@ from zmq_offload.console.silence import add_verbose, silent
 from zmq_offload.console.tables import Facts, Prose, show
 from zmq_offload.plan import links
 from zmq_offload.plan.costs import OBJECTIVES, WIRES, Network
+from zmq_offload.plan.frontiers import MOST_TENSORS
 from zmq_offload.testing.link.trace import Trace
 
 PICTURE = "zmq-offload-plan.png"
@@ -33,9 +34,9 @@ factor = checked(float, lambda f: 1 <= f <= 1e4, "a factor from 1 to 10000")
 
 def add_options(parser: Parser) -> None:
     parser.description = (
-        "Measure both parts of every clean cut of a model with TVM on this machine, predict what each split "
-        "(a pair of cuts and an encoding) costs over a link, and choose the best. The device is one thread of this "
-        "machine, slowed down, or a profile that `zmq-offload profile MODEL --save FILE` measured on the device."
+        "Measure both parts of each cut of a model, at up to four tensors, with TVM on this machine, predict what each "
+        "split (a pair of cuts and an encoding) costs over a link, and choose the best. The device is one thread of "
+        "this machine, slowed down, or a profile that `zmq-offload profile MODEL --save FILE` measured on the device."
     )
     parser.set_example(
         "zmq-offload plan model.onnx --input x=1,3,320,320 --bandwidth 50Mbit \\\n"
@@ -98,7 +99,9 @@ def _add_choice_options(parser: Parser) -> None:
         metavar="K",
         help="choose up to K cuts that together serve the links around this one, for `compile --cuts`",
     )
-    group.add_argument("--tensors", type=count, default=4, metavar="N", help="the most tensors of a cut (default: 4)")
+    group.add_argument(
+        "--tensors", type=count, default=MOST_TENSORS, metavar="N", help="the most tensors of a cut (default: 4)"
+    )
     group.add_argument("--objective", choices=OBJECTIVES, default="latency", help="what to optimize (default: latency)")
     group.add_argument(
         "--seal", nargs="+", action="extend", default=[], metavar="TENSOR", help="weights that must stay off the device"
@@ -147,6 +150,8 @@ def run(parser: Parser, args: argparse.Namespace) -> int:
         parser.error("the link is missing; give --bandwidth and --rtt, or --link")
     if args.link is not None and (args.bandwidth or args.rtt is not None):
         parser.error("--link stands for --bandwidth and --rtt; leave them out")
+    if args.tensors != MOST_TENSORS and (args.device_profile or args.server_profile):
+        parser.error(f"profiles are of cuts at up to {MOST_TENSORS} tensors; leave --tensors out")
     server_threads = args.server_threads or usable_cores()
     # Before TVM starts its threads: it cannot use more later.
     os.environ["TVM_NUM_THREADS"] = str(server_threads)
