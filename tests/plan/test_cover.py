@@ -111,6 +111,7 @@ def test_the_report_has_a_line_for_each_link() -> None:
     assert lines[0].split() == ["UP", "RTT", "CUT", "UNTIL", "WIRE", "TIME", "BEST", "DEVICE", "ONLY"]
     assert lines[1].split()[0] == "1kbit" and "(device only)" in lines[1]
     assert len(lines) == 1 + len(links) and lines[-1].split()[0] == "800Mbit"
+    assert len(text([several(found, chosen, 30 * links, decision)]).splitlines()) == 1 + 10
     both = found.over(Network(8e6, 0.01, 4e6))
     assert link_text(both.network) == "8Mbit, 10 ms"
     assert dict(facts(both, decision, []))["link"] == "8Mbit up, 4Mbit down, round trip 10 ms"
