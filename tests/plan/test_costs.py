@@ -210,6 +210,17 @@ def test_the_best_are_measured_until_the_best_is_measured_and_only_then_chosen()
     assert decide(costs(Network(1e9, 0.001)), splits, "latency").chosen.split == asked[0]
 
 
+def test_a_part_in_the_middle_is_measured_where_the_device_alone_is_better_than_all_that_end_with_the_model() -> None:
+    points = (*POINTS[:3], point("y", 100_000))  # a large result
+    one = times([0.001, 0.002, 0.003])
+    link = Network(8e6, 0.0)
+    found = Costs(points, in_a_row(points), times([0.0, 9.0, 0.0]), one, link)
+    assert decide(found, all_splits(found.crossings, ["float32"]), "latency").chosen.split == Split(0, 2)
+    far = Costs(points, in_a_row(points), times([0.0, 0.2, 0.0]), one, link)
+    chosen = decide(far, all_splits(far.crossings, ["float32"]), "latency", 3, lambda _: Stages(0.0, 0.002)).chosen
+    assert chosen.split == Split(0, 2) and chosen.measured
+
+
 @given(any_costs(), st.floats(0.95, 1.05), st.floats(0.95, 1.05))
 @settings(max_examples=50)
 def test_with_estimates_within_5_percent_the_choice_is_within_11_of_the_best(

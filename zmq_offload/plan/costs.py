@@ -140,11 +140,13 @@ class Times:
 
 
 class Moment(NamedTuple):
-    """A part of a link's time, as a share of all of it, with the bandwidths up and down there; 0 if nothing passes."""
+    """A part of a link's time, as a share of all of it, with the bandwidths up and down there, 0 if nothing passes, and
+    the round trip."""
 
     share: float
     up: float
     down: float
+    rtt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Network:
             return max(computing, self.up_time(sent), self.down_time(received))
         rate = sum(
             share / max(computing, sent * 8 / up, received * 8 / down, 1e-9)
-            for share, up, down in self.moments
+            for share, up, down, _ in self.moments
             if up and down
         )
         return 1 / rate

@@ -14,9 +14,6 @@ _MOST_SETS = 20_000
 """Up to this many sets of cuts, all are compared. Of more, cuts are chosen one by one: at each step the one that
 improves most."""
 
-_PATIENCE = 60
-"""The most links that count, of a trace with more."""
-
 
 def cover(
     costs: Costs, splits: Sequence[Split], objective: Objective, links: Sequence[Network], most: int
@@ -27,7 +24,6 @@ def cover(
     Each link shall be served about as well as by the best of all splits: what counts is the mean, over the links, of
     how many times as long the best of the chosen takes. The device alone, where it is allowed, needs no cut.
     """
-    links = links[:: math.ceil(len(links) / _PATIENCE)]
     figures = _figures(costs, splits, objective, links)
     least = [min(own[at] for own in figures.values()) for at in range(len(links))]
     alone = figures.pop(costs.local, [math.inf] * len(links))

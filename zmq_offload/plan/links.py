@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from zmq_offload.errors import InvalidArgument
@@ -11,6 +13,9 @@ from zmq_offload.testing.link.trace import Trace
 
 AROUND = 16.0
 """A range of links has from a sixteenth to sixteen times of the bandwidth."""
+
+_MOMENTS = 30
+"""How many moments of a link that changes stand for all of it, as much time for each."""
 
 _STEPS = 8
 """The steps from the slowest link of a range to the fastest."""
@@ -48,7 +53,9 @@ def network_of(periods: Sequence[Period]) -> Network:
         raise InvalidArgument("the trace lets nothing through; expected a period without a stall")
     up, down = (passes / sum(p.seconds / getattr(p, way) for p in passing) for way in ("up", "down"))
     delay = sum(p.seconds * p.delay for p in passing) / passes
-    moments = tuple(Moment(p.seconds / whole, *((p.up, p.down) if p in passing else (0.0, 0.0))) for p in periods)
+    moments = tuple(
+        Moment(p.seconds / whole, *((0.0, 0.0) if p.stalled else (p.up, p.down)), 2 * p.delay) for p in periods
+    )
     return Network(up, 2 * delay + _waiting(periods, whole), down, moments)
 
 
@@ -68,7 +75,9 @@ def links_around(network: Network) -> list[Network]:
     """Links from slow to fast that several cuts shall serve: the moments of a link that changes, or the bandwidths
     around a constant one."""
     if network.moments:
-        passing = {(m.up, m.down) for m in network.moments if m.up and m.down}
-        return [Network(up, network.rtt, down) for up, down in sorted(passing)]
+        passing = sorted((m for m in network.moments if m.up and m.down), key=lambda m: (m.up, m.down))
+        until = list(accumulate(m.share for m in passing))
+        places = [(at + 0.5) / _MOMENTS * until[-1] for at in range(_MOMENTS)]
+        return [Network(m.up, m.rtt, m.down) for m in (passing[bisect.bisect_left(until, p)] for p in places)]
     factors = [AROUND ** (2 * step / _STEPS - 1) for step in range(_STEPS + 1)]
     return [Network(network.bandwidth * f, network.rtt, network.down * f) for f in factors]

@@ -42,6 +42,8 @@ def decide(
     if measure is not None and confirm:
         last = costs.local.end
         best = next((p for p in ranking if p.split.end == last), ranking[0])
+        if best.local:  # better than all that end with the model
+            best = ranking[0]
         for _ in range(confirm):
             if best.measured:
                 break
