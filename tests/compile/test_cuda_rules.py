@@ -140,26 +140,6 @@ def test_a_small_product_does_not_compute_what_it_is_spread_over() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("kernel", "padding"), [pytest.param(4, 1, marks=emulated), (2, 0)])
-def test_a_transposed_convolution_is_right(kernel: int, padding: int) -> None:
-    weight = np.random.default_rng(3).standard_normal((5, 6, kernel, kernel)).astype("float32")
-
-    def build(emit, x):
-        return relax.op.nn.conv2d_transpose(x, relax.const(weight), strides=2, padding=padding)
-
-    function = function_of([(2, 5, 4, 3)], build)
-    kernels = lowered(schedule(function, TARGET), TARGET)
-    x = np.random.default_rng(4).standard_normal((2, 5, 4, 3)).astype("float32")
-    right = np.zeros((2, 6, 6 + kernel, 4 + kernel), "float32")
-    for row, column in np.ndindex(4, 3):
-        at = (..., slice(2 * row, 2 * row + kernel), slice(2 * column, 2 * column + kernel))
-        right[at] += np.einsum("nc,coij->noij", x[:, :, row, column], weight)
-    right = right[:, :, padding : right.shape[2] - padding, padding : right.shape[3] - padding]
-    found = run_on_cpu(kernels, [x, weight])[-1]
-    np.testing.assert_allclose(found, right, atol=1e-5)
-
-
-@needs_compiler
 def test_kernels_compute_what_the_function_does() -> None:
     function = conv((1, 5, 9, 7), 6, 3, stride=2, padding=1)
     scheduled = schedule(function, TARGET)

@@ -13,7 +13,6 @@ from tvm.target import Target
 from zmq_offload.byoc.unequal import isolate_unequal
 from zmq_offload.compile.cuda.growth import isolate_growth
 from zmq_offload.compile.cuda.rules import scheduled
-from zmq_offload.compile.cuda.transposed import transposed_convolution
 from zmq_offload.compile.definitions import definitions_first
 from zmq_offload.compile.empty import without_empty_constants
 from zmq_offload.schedules.identities import with_identities
@@ -55,7 +54,7 @@ def graph_passes(target: Target) -> list[Pass]:
         clean(),
         relax.transform.CanonicalizeBindings(),
         *tvm_pipeline.library_dispatch_passes(target),
-        relax.transform.LegalizeOps({"relax.reshape": legalized, "relax.nn.conv2d_transpose": transposed_convolution}),
+        relax.transform.LegalizeOps({"relax.reshape": legalized}),
         _plain(with_identities, "with_identities"),
         _plain(annotated, "annotated"),
         relax.transform.FoldConstant(),
