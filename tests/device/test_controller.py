@@ -196,3 +196,10 @@ def test_a_late_miss_of_an_event_that_was_counted_counts_no_more() -> None:
     assert "workers are lost" not in controller.explain(1.2).why
     controller.missed(chosen, 0.1, 1.4)
     assert "workers are lost" in controller.explain(1.4).why
+
+
+def test_without_a_measured_link_an_explanation_says_nothing_of_it() -> None:
+    controller = Controller([SplitFacts("a", 1000, 100, 0.001, 0.002)])
+    assert controller.explain(0.0).why == "0.0 ms expected"
+    controller.choose(0.0)
+    assert "round trip" not in controller.explain(1.0).why

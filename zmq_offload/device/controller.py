@@ -2,7 +2,8 @@
 
 The time of a split is that of the device, the link, the queue, the server and the rest. Link and queue are common to
 all splits, and so is how much slower device and server are than predicted. So the items of one split tell of the
-others. A few items explore: those of which nothing is known, and now and then one of a place that is not in use.
+others. A few items explore: those of which nothing is known, and now and then one of a place that is not in use, if it
+may be much better by now, and as long as all that loses little.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from zmq_offload.device.choice import EVERY, KNOWN, LEAST, MISSES, RARELY, SHARE, UNKNOWN, Estimate
+from zmq_offload.device.choice import KNOWN, LEAST, MISSES, UNKNOWN, Estimate
 from zmq_offload.device.linkestimate import LinkEstimate
 
 Objective: TypeAlias = Literal["latency", "throughput", "device-time"]
@@ -19,14 +20,29 @@ Objective: TypeAlias = Literal["latency", "throughput", "device-time"]
 HERE = -1
 """The number of the whole model on this device."""
 
-BETTER = 0.85
+BETTER = 0.9
 """Another split is clearly better if it takes at most this share of the time."""
 
-AGREE = 5
+AGREE = 3
 """Items in a row for which another split must be clearly better before it is used."""
 
-OFTEN = 2.0
+OFTEN = 0.5
 """The least seconds between two items that explore, once something is known of all places."""
+
+PROMISING = 0.9
+"""A place is explored if it would take at most this share of the time, should it be as quick as it may be by now."""
+
+AGES = 30.0
+"""Seconds after which a link that was not measured with so many bytes, or a device, may be twice as quick."""
+
+FIRST, LAST = 1.0, 8.0
+"""Seconds until lost workers are tried again: after the first miss, and after many. The pause doubles."""
+
+SHARE = 0.025
+"""The share of all seconds of items that those which explore may lose."""
+
+SAVED = 2.0
+"""Items: exploring may save up so many times what one takes."""
 
 
 class SplitFacts(NamedTuple):
@@ -152,14 +168,18 @@ class Controller:
         self._for, self._agree = HERE, 0  # a split that is better than that in use, and for how many items it was
         self._exploring = False
         self._explore_at = 0.0
+        self._budget = 0.0  # seconds that items which explore may lose
         self._seen = dict.fromkeys(self._places(), (0, -math.inf))  # items there, and when the last was
         self._misses, self._missed_at, self._lost = 0, -math.inf, False
+        self._pause = FIRST
 
     def choose(self, now: float) -> Chosen:
         """How to run the next item."""
-        if not self._exploring and now >= self._explore_at and (place := self._unclear()) is not None:
-            self._exploring = True
-            return self._chosen(place, True)
+        if not self._exploring and now >= self._explore_at:
+            if (place := self._unclear(now)) is not None:
+                self._exploring = True
+                return self._chosen(place, True)
+            self._explore_at = now + OFTEN / 2
         return self._chosen(self._decided(now), False)
 
     def took(self, chosen: Chosen, sample: Sample, now: float) -> None:
@@ -176,7 +196,7 @@ class Controller:
         self._rest[split] += GAIN * (rest - self._rest[split])
         facts = self._splits[split]
         self._link.add(facts.sent + facts.received, max(0.0, total - queue - compute))
-        self._misses, self._lost = 0, False
+        self._misses, self._lost, self._pause = 0, False, FIRST
         self._saw(chosen, seconds, now)
 
     def ran_here(self, chosen: Chosen, seconds: float, now: float) -> None:
@@ -191,9 +211,18 @@ class Controller:
         if now - waited >= self._missed_at:  # otherwise the same event failed several items
             self._misses += 1
             self._missed_at = now
-        if self._misses >= MISSES:
-            self._lost = True
-        self._explored(chosen, waited, EVERY, now)
+        if self._misses >= MISSES and not self._lost:
+            self._lost, self._explore_at = True, now + self._pause
+        if chosen.explores:
+            self._exploring = False
+            self._explore_at = now + self._pause
+            self._pause = min(2 * self._pause, LAST)
+            self._budget -= waited
+        if chosen.explores and not self._lost:  # the reply would have come later: the link takes so long at least
+            server = self._server.of(chosen.split) or 0.0
+            nbytes, least = self._bytes(chosen.split), waited - self._queue - server
+            if least > self._link.predicted(nbytes):
+                self._link.add(nbytes, least)
 
     def abandoned(self, chosen: Chosen) -> None:
         """An item was canceled, or failed on this device. That measures nothing."""
@@ -232,15 +261,48 @@ class Controller:
     def _places(self) -> Sequence[int]:
         return [*range(len(self._splits)), HERE] if self._may_run_here else range(len(self._splits))
 
-    def _unclear(self) -> int | None:
-        """A place to explore: one of which little is known, or the one that was used longest ago. None: there is no
-        other than that in use. With workers lost it is the best split."""
+    def _unclear(self, now: float) -> int | None:
+        """A place to explore: one of which nothing is known, or the one that may be much better than that in use by
+        now. None: there is none, or it would cost more than items may for that. With workers lost it is the best
+        split."""
         if self._lost and self._may_run_here:
             known = [(cost, split) for split in range(len(self._splits)) if (cost := self._cost(split)) is not None]
             return min(known)[1] if known else 0
         others = [place for place in self._places() if place != self._used]
-        little = [place for place in others if self._seen[place][0] < KNOWN]
-        return min(little or others, key=lambda place: self._seen[place][1], default=None)
+        unknown = [place for place in others if self._little(place)]
+        if unknown:
+            return min(unknown, key=lambda place: self._seen[place][1])
+        if self._used is None or (used := self._cost(self._used)) is None:
+            return None
+        found, least = None, PROMISING * used
+        for place in others:
+            at_best = self._at_best(place, now)
+            if at_best < least and (self._expected(place) or 0.0) - (self._expected(self._used) or 0.0) <= self._budget:
+                found, least = place, at_best
+        return found
+
+    def _little(self, place: int) -> bool:
+        """Whether too little is known of a place to say what it takes. Of a split that was predicted, an item of
+        another one is enough."""
+        seen = self._seen[place][0]
+        if place == HERE:
+            return not seen and not self._here
+        facts = self._splits[place]
+        return seen < KNOWN if facts.device is None or facts.server is None else self._cost(place) is None
+
+    def _at_best(self, place: int, now: float) -> float:
+        """What a place would take if link, or device, had become quicker since it was measured."""
+        if place == HERE:
+            return (self._here or 0.0) * math.pow(0.5, (now - self._seen[HERE][1]) / (4 * AGES))
+        facts, device, server = self._splits[place], self._device.of(place), self._server.of(place)
+        nbytes = facts.sent + facts.received
+        similar = max(at for split, (_, at) in self._seen.items() if split != HERE and 2 * self._bytes(split) >= nbytes)
+        link = self._link.predicted(nbytes) * math.pow(0.5, min(now - similar, 10 * AGES) / AGES)
+        return (device or 0.0) + (server or 0.0) + link + self._rest[place]
+
+    def _bytes(self, split: int) -> int:
+        facts = self._splits[split]
+        return facts.sent + facts.received
 
     def _decided(self, now: float) -> int:
         if self._lost and self._may_run_here:
@@ -300,7 +362,8 @@ class Controller:
         away, device = self._away(place), self._device.of(place)
         if away is None:
             return Chosen(place, max(UNKNOWN, here), explores, 0.0)
-        if explores and self._lost and here:
+        # An item that explores is of use only if it is quicker than this device.
+        if explores and here and (self._lost or self._used == HERE):
             patience = max(here, LEAST)
         else:
             late = self._late
@@ -316,13 +379,16 @@ class Controller:
         place = chosen.split
         self._seen[place] = self._seen[place][0] + 1, now
         if chosen.explores:
-            known = all(count >= KNOWN for count, _ in self._seen.values())
-            self._explored(chosen, seconds, OFTEN if known else 0.0, now)
+            self._explored(seconds, now)
+        else:
+            self._budget = min(self._budget + SHARE * seconds, SAVED * seconds)
 
-    def _explored(self, chosen: Chosen, seconds: float, least: float, now: float) -> None:
-        """An item that explored took so long: the next one waits until all of that costs a small share of the time."""
-        if chosen.explores:
-            self._exploring = False
-            used = HERE if self._used is None else self._used
-            lost = seconds - (self._expected(used) or 0.0) if least else 0.0
-            self._explore_at = now + min(max(least, lost / SHARE), RARELY)
+    def _explored(self, seconds: float, now: float) -> None:
+        """An item that explored took so long. What it lost is taken from what items may lose."""
+        self._exploring = False
+        if any(map(self._little, self._places())):
+            self._explore_at = now
+            return
+        used = HERE if self._used is None else self._used
+        self._budget -= max(0.0, seconds - (self._expected(used) or 0.0))
+        self._explore_at = now + OFTEN
