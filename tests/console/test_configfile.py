@@ -191,7 +191,7 @@ def test_a_value_of_a_file_is_that_of_an_argument(prog: str, file: Path) -> None
         and action not in others
         and not isinstance(action, argparse._VersionAction)
         and not getattr(action, "only_argument", False)
-        and action.dest not in ("help", "config", "regions")
+        and action.dest not in ("help", "config", "regions", "wire")  # a --wire after --cut is of that cut
         and action.option_strings[-1] not in REQUIRED.get(prog, [])
     ]
     options = Options(prog, file, wanted)
