@@ -6,10 +6,13 @@ to the worker that is expected to be done with it first, and it may *wait* for a
 one is free:
 
 - The time of a run is measured from the broker's side: from the dispatch, or from the worker's answer before, to the
-  answer. So it has the way to the worker in it, and no worker can claim to be quicker than it is.
+  answer. So it has the way to the worker in it, and of what the worker says
+  only the size of a batch counts, and its own time if other brokers use it too.
 - A worker that has no measured time yet is taken to be as quick as the quickest one, so that it is tried. A worker that
   was not measured for long is believed less and less: its time approaches that of the quickest.
 - A run that is late is expected to be late by as much again. So nothing waits for a worker that hangs.
+- A request waits for a quicker worker at most `PATIENCE` times what the slow one would have taken: others may take
+  the quick worker's turns, such as those of higher priority.
 - A request that waits costs those behind it time, too. If it goes to a slow worker, it takes longer itself, and all
   that come until the queue is empty are done sooner, each by the time that the quick workers need for one. It goes
   there if they gain more than it loses. With one quick and one slow worker that is a threshold of the queue's length,
@@ -39,6 +42,9 @@ quickest is forgotten, if it is not measured."""
 BUSIEST = 0.85
 """The share of the quick workers' time that requests take, at most: the gain of those that come stays finite."""
 
+PATIENCE = 2.0
+"""A request that has waited so many times as long as a free worker would take for it goes to that one."""
+
 ARRIVALS = 1 / 128
 """The weight of a new interval between requests in its moving average."""
 
@@ -64,7 +70,7 @@ def measured(
     begun = worker.answered_at if worker.answered_at > dispatched_at else dispatched_at
     worker.answered_at = now
     run = now - begun
-    if worker.elsewhere and compute < run:  # it worked for other brokers meanwhile
+    if worker.elsewhere and 0 < compute < run:  # it worked for other brokers meanwhile
         run = compute
     pace = worker.paces.get(runs)
     if pace is None:
@@ -92,16 +98,19 @@ def pick(
     runs: dict[bytes, int],
     longest: int,
     queued: int,
+    waited: float,
     interval: float,
     now: float,
 ) -> tuple[Worker | None, float]:
     """The worker that should have a request now; None if it should wait.
 
-    `queued`: the requests that wait, with this one; `interval`: the seconds between two that come. The other result is
-    how many seconds from now to look again, if a worker is free but the request waits for a quicker one; 0 if none is
-    free.
+    `queued`: the requests that wait, with this one; `waited`: the seconds that this one waits already; `interval`: the
+    seconds between two that come. The other result is how many seconds from now to look again, if a worker is free but
+    the request waits for a quicker one; 0 if none is free.
     """
     able = [w for w in workers if w.state is WorkerState.READY and longest <= w.max_frame_bytes]
+    if not any(len(w.held) < w.slots for w in able):  # nearly always, if many wait
+        return None, 0.0
     quickest = min((p.each for w in able if (p := w.paces.get((model, runs[w.peer]))) is not None), default=LEAST)
     fades = max(FADES[0], FADES[1] * interval)
     free: Worker | None = None
@@ -114,15 +123,13 @@ def pick(
             soonest = min(soonest, at)
         elif free is None or (at, worker.nbytes, worker.chosen) < (done, free.nbytes, free.chosen):
             free, done = worker, at
-    if free is None:
-        return None, 0.0
-    if soonest >= done:
+    if soonest >= done or waited >= PATIENCE * done:
         return free, 0.0
     rate = sum(1 / each for at, each in busy if at < done)
     share = min(BUSIEST, 1 / (interval * rate)) if interval else 0.0
     # While the queue empties, more come: `queued / (1 - share)` in all, of which each would be done `1 / rate` sooner.
     gain = (queued / (1 - share) - 1) / rate
-    return (free, 0.0) if done - soonest <= gain else (None, max(done, 1e-3))
+    return (free, 0.0) if done - soonest <= gain else (None, max(min(done, PATIENCE * done - waited), 1e-3))
 
 
 def _done(worker: Worker, pace: Pace | None, quickest: float, fades: float, now: float) -> tuple[float, float]:
@@ -135,9 +142,9 @@ def _done(worker: Worker, pace: Pace | None, quickest: float, fades: float, now:
     held = len(worker.held) + worker.elsewhere
     if not held:
         return each, run
-    first = next(iter(worker.held.values()), None)
-    begun = worker.answered_at if first is None or worker.answered_at > first.dispatched_at else first.dispatched_at
-    since = now - begun
+    since = 0.0  # when it began what it holds for other brokers only, nobody told
+    if worker.held:
+        since = now - max(worker.answered_at, next(iter(worker.held.values())).dispatched_at)
     # A run that always takes as long ends when its time is over. Of one that varies, the past says less.
     left = run - since * (1 - variation) if since < run else max(since - run, variation * run)
     return each, left + max(run, held * each)

@@ -100,6 +100,14 @@ class Frontend:
         if ledger.tracing.enabled:
             request.trace = ledger.tracing.wanted(trace, key)
         worker = None if ledger.stopping or deadline <= now else ledger.scheduler.choose(wanted, longest, now)
+        if (
+            worker is None
+            and wanted in ledger.scheduler.mixed
+            and not ledger.stopping
+            and deadline > now
+            and not admission.has_room(ledger.scheduler, self._queue_limits(wanted.model), request)
+        ):
+            worker = ledger.relieve(wanted, longest, now)
         if worker is None and not self._may_queue(event, request, now):
             return
         ledger.accept(request, worker, now)

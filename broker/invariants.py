@@ -99,7 +99,7 @@ def _validate_queues(ledger: Ledger, queued: list[PendingRequest]) -> None:
         assert queue.longest >= max(request.longest for request in queue)
         pool = scheduler.pools.get(wanted)
         for request in queue:
-            best = scheduler.choose(wanted, request.longest, 0.0)
+            best = None if wanted in scheduler.mixed else scheduler.choose(wanted, request.longest, 0.0)
             assert best is None, f"{best and best.name} is free while a request for {wanted} waits"
             assert pool is None or request.longest <= pool.takes, f"{request.key} waits, and no worker takes its frames"
         if pool is not None and pool.mixed and LOOK not in ledger.timers:

@@ -81,6 +81,8 @@ class Ledger:
         self.deadlines = Deadlines(self.requests, self.timers)
         self.actions: list[Action] = []
         self.stopping = False
+        self._look_at = 0.0
+        """The time of LOOK, if that is set."""
         self.moved = False
         """Whether queued requests may have to go elsewhere; the core looks after each event."""
         self.authorized: Authorized | None = None
@@ -299,8 +301,18 @@ class Ledger:
 
     def settle_mixed(self, now: float) -> None:
         """Look at the queues whose workers differ in speed: what they wait for may have come, or may not come soon."""
-        for wanted in self.scheduler.mixed & self.scheduler.queues.keys():
+        for wanted in self.scheduler.waiting():
             self.settle(wanted, now)
+
+    def relieve(self, wanted: Wanted, longest: int, now: float) -> Worker | None:
+        """Make room in a queue that is full: what waits for a quicker worker goes to one that is free. Returns a worker
+        for a new request if there is no queue at all."""
+        if wanted not in self.scheduler.queues:
+            return self.scheduler.any_free(wanted, longest)
+        request, worker, _ = self.scheduler.next_of(wanted, now, pressed=True)
+        if worker is not None:
+            self.dispatch(request, worker, now)
+        return None
 
     def settle(self, wanted: Wanted, now: float) -> None:
         """Dispatch the queued requests that should not wait for a quicker worker."""
@@ -308,8 +320,9 @@ class Ledger:
         request: PendingRequest | None = None
         while wanted in scheduler.queues:
             request, worker, again = scheduler.next_of(wanted, now)
-            if again and LOOK not in self.timers:
-                self.timers.set(LOOK, now + again)
+            if again and (LOOK not in self.timers or now + again < self._look_at):
+                self._look_at = now + again
+                self.timers.set(LOOK, self._look_at)
             if worker is None:
                 break
             self.dispatch(request, worker, now)

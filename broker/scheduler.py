@@ -134,15 +134,14 @@ class Scheduler:
             return None
         if pool.mixed:
             self._arrivals(wanted.model, now).came(now)
-            return None if wanted in self.queues else self._expected(wanted, pool, longest, 1, now)[0]
+            return None if wanted in self.queues else self._expected(wanted, pool, longest, 1, 0.0, now)[0]
         return _least_loaded(pool.first, longest) or _least_loaded(pool.helpers, longest)
 
     def _expected(
-        self, wanted: Wanted, pool: Pool, longest: int, queued: int, now: float
+        self, wanted: Wanted, pool: Pool, longest: int, queued: int, waited: float, now: float
     ) -> tuple[Worker | None, float]:
-        worker, again = expected.pick(
-            pool.first, wanted.model, pool.runs, longest, queued, self._arrivals(wanted.model, now).interval, now
-        )
+        interval = self._arrivals(wanted.model, now).interval
+        worker, again = expected.pick(pool.first, wanted.model, pool.runs, longest, queued, waited, interval, now)
         if worker is None and not again:
             worker = _least_loaded(pool.helpers, longest)
         return worker, again
@@ -172,13 +171,34 @@ class Scheduler:
         pool.mixed = expected.is_mixed(pool.first, wanted.model, pool.runs, before)
         (self.mixed.add if pool.mixed else self.mixed.discard)(wanted)
 
-    def next_of(self, wanted: Wanted, now: float) -> tuple[PendingRequest, Worker | None, float]:
+    def waiting(self) -> list[Wanted]:
+        """What is asked for in the queues whose workers differ in speed, in the order in which to look at them."""
+        found = [wanted for wanted in self.queues if wanted in self.mixed]
+        return found if len(found) < 2 else sorted(found, key=self._rank)
+
+    def _rank(self, wanted: Wanted) -> tuple[int, int]:
+        queue = self.queues[wanted]
+        request = queue.first(self.pools[wanted].takes)
+        assert request is not None, "what no worker takes is refused"
+        return queue.rank(request)
+
+    def any_free(self, wanted: Wanted, longest: int) -> Worker | None:
+        """A worker that may take a request now, however slow it is."""
+        pool = self.pools[wanted]
+        return _least_loaded(pool.first, longest) or _least_loaded(pool.helpers, longest)
+
+    def next_of(
+        self, wanted: Wanted, now: float, *, pressed: bool = False
+    ) -> tuple[PendingRequest, Worker | None, float]:
         """Of a queue whose workers differ in speed: its first request; the worker that should have it now, which takes
-        it out of the queue; and, if none should but one is free, how many seconds from now to look again."""
+        it out of the queue; and, if none should but one is free, how many seconds from now to look again. `pressed`: it
+        waits for no quicker worker."""
         queue, pool = self.queues[wanted], self.pools[wanted]
         request = queue.first(pool.takes)
         assert request is not None, "what no worker takes is refused"
-        worker, again = self._expected(wanted, pool, request.longest, len(queue), now)
+        worker, again = self._expected(wanted, pool, request.longest, len(queue), now - request.accepted_at, now)
+        if pressed and worker is None:
+            worker = self.any_free(wanted, request.longest)
         if worker is not None:
             queue.pop(request, self._turn())
             self._left(request, queue)
@@ -220,8 +240,10 @@ class Scheduler:
             request = queue.first(worker.max_frame_bytes)
             if request is None:
                 continue
-            if pool.mixed and self._expected(wanted, pool, request.longest, len(queue), now)[0] is not worker:
-                continue
+            if pool.mixed:
+                waited = now - request.accepted_at
+                if self._expected(wanted, pool, request.longest, len(queue), waited, now)[0] is not worker:
+                    continue
             if best is None or chosen is None or queue.rank(request) < best.rank(chosen):
                 best, chosen = queue, request
         if best is not None and chosen is not None:

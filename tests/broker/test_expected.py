@@ -25,9 +25,11 @@ def worker(name: str, each: float | None = None, *, slots: int = 2, held: int = 
     return found
 
 
-def picked(workers: list[Worker], queued: int = 1, interval: float = 0.0, longest: int = 0) -> tuple[str, float]:
+def picked(
+    workers: list[Worker], queued: int = 1, interval: float = 0.0, longest: int = 0, waited: float = 0.0
+) -> tuple[str, float]:
     runs = {w.peer: 1 for w in workers}
-    found, again = pick(workers, "m", runs, longest, queued, interval, 100.0)
+    found, again = pick(workers, "m", runs, longest, queued, waited, interval, 100.0)
     return found.name if found else "", again
 
 
@@ -45,6 +47,12 @@ def test_a_request_waits_for_a_quick_worker_if_that_is_sooner() -> None:
     full = worker("quick", 0.01, held=2)
     assert picked([worker("slow", 0.1), full]) == ("", pytest.approx(0.1))  # 30 ms; looked at again after 100
     assert picked([worker("slow", 0.025), full]) == ("slow", 0.0)
+
+
+def test_a_request_waits_for_a_quick_worker_no_longer_than_twice_what_the_slow_one_takes() -> None:
+    workers = [worker("slow", 0.1), worker("quick", 0.01, held=2)]
+    assert picked(workers, waited=0.15) == ("", pytest.approx(0.05))
+    assert picked(workers, waited=0.201) == ("slow", 0.0)
 
 
 def test_a_long_queue_goes_to_slow_workers_too() -> None:
@@ -97,6 +105,12 @@ def test_what_a_worker_does_for_other_brokers_counts() -> None:
     quick = worker("quick", 0.03)
     quick.elsewhere = 5
     assert picked([worker("slow", 0.1), quick])[0] == "slow"
+
+
+def test_when_a_worker_began_what_it_does_for_another_broker_only_is_not_known() -> None:
+    quick = worker("quick", 0.03)
+    quick.elsewhere, quick.answered_at = 1, 10.0
+    assert picked([worker("slow", 0.1), quick])[0] == "quick", "it does not hang since its last answer, 90 s ago"
 
 
 def test_of_workers_that_are_done_at_the_same_time_the_one_with_fewer_bytes_gets_it() -> None:

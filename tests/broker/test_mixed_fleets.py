@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from broker.events import Disconnected, FromWorker, ToWorker
+from broker.ledger import LOOK
 from tests.broker.test_core import BOB, Bench, codes, dispatches, replies
 from zmq_offload.protocol import messages as wire
 
@@ -133,3 +135,65 @@ def test_every_request_is_answered_once(bench: Bench) -> None:
         given(bench, number)
     finish(bench)
     assert len(replies(bench.seen)) - before == 6
+
+
+def test_a_full_queue_keeps_no_worker_idle(bench: Bench) -> None:
+    """A request that is held back is neither refused nor evicted while a slow worker is free."""
+    ledger = bench.core.ledger
+    ledger.queue_limits = replace(ledger.queue_limits, max_queued_per_model=1)
+    assert given(bench, 101) == [QUICK]
+    assert given(bench, 102) == []
+    (dispatch,) = dispatches(bench.request(103, session=BOB))
+    assert dispatch.peer == SLOW and dispatch.message.id == 102, "the first one makes room"
+    assert "RESOURCE_EXHAUSTED" in codes(bench.request(104))
+    finish(bench)
+
+
+def test_without_a_queue_a_slow_worker_takes_what_it_can(bench: Bench) -> None:
+    ledger = bench.core.ledger
+    ledger.queue_limits = replace(ledger.queue_limits, max_queued_per_model=0, max_queued=0)
+    assert given(bench, 101) == [QUICK]
+    assert given(bench, 102) == [SLOW]
+    finish(bench)
+
+
+def test_the_earliest_look_counts(bench: Bench) -> None:
+    ledger = bench.core.ledger
+    given(bench, 101)
+    ledger.timers.set(LOOK, bench.now + 60)  # for a model whose slow worker takes a minute
+    ledger._look_at = bench.now + 60
+    given(bench, 102)
+    assert [d.peer for d in dispatches(bench.after(0.5))] == [SLOW]
+    finish(bench)
+
+
+def test_a_request_does_not_starve_behind_others_for_the_quick_worker(bench: Bench) -> None:
+    """More urgent ones take each of its turns."""
+    models = [("m", 1), ("n", 1)]
+    bench.announce(QUICK, *models)
+    bench.announce(SLOW, ("m", 1))
+    given(bench, 101)
+    assert given(bench, 102) == []
+    for number in range(201, 226):
+        given(bench, number, model="n", priority=1)
+        bench.after(0.01)
+        end(bench, QUICK)
+    held = bench.core.ledger.workers[SLOW].held
+    assert [number for _, number, _ in held] == [102], "after 0.2 s"
+    finish(bench)
+
+
+def test_the_more_urgent_of_two_queues_is_looked_at_first(bench: Bench) -> None:
+    for peer in (QUICK, SLOW):
+        bench.announce(peer, ("m", 1), ("n", 1))
+        paces = bench.core.ledger.workers[peer].paces
+        paces["n", 1] = replace(paces["m", 1])
+    bench.announce(SLOW, ("m", 1), ("n", 1))
+    assert len(bench.core.ledger.scheduler.mixed) == 6
+    given(bench, 101)
+    given(bench, 102)
+    given(bench, 103, model="n", priority=1)
+    assert [wanted.model for wanted in bench.core.ledger.scheduler.waiting()] == ["n", "m"]
+    (dispatch,) = dispatches(bench.after(0.5))
+    assert dispatch.message.id == 103
+    finish(bench)

@@ -39,7 +39,9 @@ class History:
         for n in range(chance.randint(1, 3)):
             more = [*models, *chance.choice(((), (("m", 2),), (("n", 1),)))]
             slots, batch = chance.randint(1, 4), chance.choice((1, 1, 4))
-            self.workers.append(Worker(world, n, self.brokers, slots, more, batch, ahead=n == 1))
+            # A quick worker makes the fleet mixed: requests are held back.
+            speed = 20.0 if n and chance.random() < 0.5 else 1.0
+            self.workers.append(Worker(world, n, self.brokers, slots, more, batch, ahead=n == 1, speed=speed))
         self.clients = [Client(world, n, self.brokers) for n in range(chance.randint(1, 3))]
         if self.calm:
             for worker in self.workers:

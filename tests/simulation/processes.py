@@ -241,8 +241,9 @@ class Worker:
         batch: int,
         *,
         ahead: bool = False,
+        speed: float = 1.0,
     ) -> None:
-        self._overlaps = ahead
+        self._overlaps, self._speed = ahead, speed
         self.begun_ahead = 0
         self.world, self.name, self.brokers = world, f"worker{number}", brokers
         self._slots, self._models, self._batch = slots, models, batch
@@ -386,7 +387,7 @@ class Worker:
             # The watchdog's time.
             self.world.at(max(a.deadline for a in attempts) + 2.0, self._killed, self.lives)
         else:
-            took = max(attempt.job.get("sleep", 0.001) for attempt in attempts)
+            took = max(attempt.job.get("sleep", 0.001) for attempt in attempts) / self._speed
             self.world.at(now + took, self._ran, self.lives, attempts, took)
 
     def _begin_ahead(self) -> None:
