@@ -111,7 +111,7 @@ def queued_requests_do_not_follow_their_label(monkeypatch: pytest.MonkeyPatch) -
 def requests_go_to_full_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison of outstanding requests is reversed, and ignores free slots."""
 
-    def choose(self: Scheduler, wanted: Wanted, longest: int = 0) -> Worker | None:
+    def choose(self: Scheduler, wanted: Wanted, longest: int, now: float) -> Worker | None:
         pool = self.pools.get(wanted)
         return max(pool.first if pool else (), key=lambda worker: worker.chosen, default=None)
 
