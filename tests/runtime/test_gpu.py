@@ -154,6 +154,20 @@ def test_the_events_of_a_machine_are_used_again(compiled_mlp: Compiled) -> None:
     assert cudart._made == made
 
 
+def test_a_thread_that_captures_a_graph_forbids_others_nothing(made: Made) -> None:
+    """As a version that warms up does while another serves."""
+    gpu, plain, cudart = made
+    right = plain.run([inputs(0)])[0]
+    large = gpu._gpu.copies.memory((300 << 20,), np.dtype("u1"))
+    free = cudart.memory
+    flight = gpu.begin([[inputs(0)]])
+    cudart.capturing = -1
+    np.testing.assert_array_equal(flight.end()[0], right)
+    del large
+    gc.collect()
+    assert cudart.memory > free
+
+
 @pytest.mark.skipif(tvm.cuda(0).exist, reason="this machine has a GPU")
 def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FailedPrecondition, match=r"^cuda:0 (cannot be used: .*libcuda\.so\.1|is not there; )"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,6 +98,9 @@ class StubCudart:
         self._begun: dict[int, int] = {}
         self._locked: dict[int, Any] = {}
         self._made = 0
+        self._modes: dict[int, int] = {}
+        self.capturing: int | None = None
+        """The thread that captures a CUDA graph, in CUDA's strictest mode, as TVM does."""
 
     def __getattr__(self, name: str) -> _Function:
         function = _Function(getattr(type(self), f"_{name}").__get__(self))
@@ -110,6 +114,16 @@ class StubCudart:
 
     def _cudaSetDevice(self, number: int) -> int:
         return 0
+
+    def _cudaThreadExchangeStreamCaptureMode(self, mode: Any) -> int:
+        thread = threading.get_ident()
+        self._modes[thread], mode._obj.value = mode._obj.value, self._modes.get(thread, 0)
+        return 0
+
+    def _forbidden(self) -> bool:
+        """Whether a thread captures so that this one may not wait, and not free memory."""
+        thread = threading.get_ident()
+        return self.capturing is not None and (self.capturing == thread or not self._modes.get(thread, 0))
 
     def _cudaStreamCreateWithFlags(self, stream: Any, flags: int) -> int:
         assert flags == 1, "it would wait for the default stream"
@@ -132,6 +146,8 @@ class StubCudart:
         return 0
 
     def _cudaEventSynchronize(self, event: int) -> int:
+        if self._forbidden():
+            return 900
         code, self.code = self.code, 0
         stream, end = self._events[event]
         while self._begun[stream] < end:
@@ -174,6 +190,8 @@ class StubCudart:
         return 0
 
     def _cudaFreeHost(self, address: int) -> int:
+        if self._forbidden():
+            return 900
         self.memory += len(self._locked.pop(address))
         return 0
 
@@ -183,15 +201,19 @@ class StubCudart:
         return code
 
     def _cudaGetErrorName(self, code: int) -> bytes:
-        return {2: b"cudaErrorMemoryAllocation", 35: b"cudaErrorInsufficientDriver", 700: b"cudaErrorIllegalAddress"}[
-            code
-        ]
+        return {
+            2: b"cudaErrorMemoryAllocation",
+            35: b"cudaErrorInsufficientDriver",
+            700: b"cudaErrorIllegalAddress",
+            900: b"cudaErrorStreamCaptureUnsupported",
+        }[code]
 
     def _cudaGetErrorString(self, code: int) -> bytes:
         return {
             2: b"out of memory",
             35: b"CUDA driver version is insufficient",
             700: b"an illegal memory access was encountered",
+            900: b"operation not permitted when stream is capturing",
         }[code]
 
 

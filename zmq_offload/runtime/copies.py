@@ -27,6 +27,9 @@ _PORTABLE = 1
 _IN, _OUT = 1, 4
 """cudaMemcpyHostToDevice; cudaMemcpyDefault, since a model may compute an output on the CPU, such as a shape."""
 
+_OWN_CAPTURES = 1
+"""cudaStreamCaptureModeThreadLocal: that another thread captures a CUDA graph forbids a thread nothing."""
+
 _LEAST = 4096
 """Bytes. Page-locked memory comes in powers of two from here."""
 _MOST_KEPT = 256 * 1024 * 1024
@@ -36,6 +39,7 @@ _pointer, _number, _size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
 _TAKES: dict[str, Sequence[Any]] = {
     "cudaGetDeviceCount": (_pointer,),
     "cudaSetDevice": (_number,),
+    "cudaThreadExchangeStreamCaptureMode": (_pointer,),
     "cudaStreamCreateWithFlags": (_pointer, ctypes.c_uint),
     "cudaStreamSynchronize": (_pointer,),
     "cudaStreamWaitEvent": (_pointer, _pointer, ctypes.c_uint),
@@ -85,8 +89,14 @@ class Copies:
         self._arrived, self._computed = self.event(), self.event()
 
     def use(self) -> None:
-        """Have this thread's calls mean this GPU."""
+        """Have this thread's calls mean this GPU.
+
+        TVM captures a CUDA graph so that calls of all threads, such as to wait for an event or to free memory, are
+        errors meanwhile, and spoil the capture. A version that warms up captures while another thread serves. So each
+        thread says that captures of others are nothing to it.
+        """
         self._cuda.call("cudaSetDevice", self._number)
+        self._cuda.call("cudaThreadExchangeStreamCaptureMode", ctypes.byref(ctypes.c_int(_OWN_CAPTURES)))
 
     def event(self) -> int:
         """A point of a stream, which others wait for."""
