@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from zmq_offload.artifacts.config import NO_CONFIG, ModelConfig
 from zmq_offload.artifacts.repository import Batching, ModelVersion
-from zmq_offload.errors import Internal, InvalidArgument, OffloadError
+from zmq_offload.errors import Internal, InvalidArgument, OffloadError, ResourceExhausted
 from zmq_offload.protocol.packed import Layout, Packed, described, unpack
 from zmq_offload.protocol.payload import (
     KEPT_HEADER_BYTES,
@@ -203,6 +203,8 @@ def begin(jobs: Sequence[Job]) -> Callable[[], list[Outcome]]:
             end = executor.begin(_inputs(executor, jobs))
         except DeviceLost:
             raise
+        except ResourceExhausted:
+            return partial(execute, jobs)  # the run before this one gives its memory back when it ends
         except Exception as error:
             failure = error
             return lambda: _failed(jobs, failure)

@@ -11,10 +11,10 @@ from tests.support import onnx_models
 from tests.support.gpus import for_a_gpu, stub_gpu
 from workers.config import parse
 from workers.executor import executor_of
-from workers.serving import DeviceLost, Job, execute
+from workers.serving import DeviceLost, Job, begin, execute
 from zmq_offload.artifacts.repository import Repository
 from zmq_offload.compile import Compiled
-from zmq_offload.errors import FailedPrecondition, ResourceExhausted
+from zmq_offload.errors import FailedPrecondition, OffloadError, ResourceExhausted
 from zmq_offload.runtime.gpu import GpuMachine
 
 H2 = onnx_models.random(2, 16, seed=3)
@@ -65,6 +65,26 @@ def test_a_lack_of_memory_is_an_error_of_the_request(repository: Repository, mon
         with pytest.raises(ResourceExhausted, match="model 'mlp' version 1: the GPU has too little memory"):
             executor.run([[H2]])
     assert executor.run([[H2]])[0][0].shape == (2, 8)
+
+
+def test_a_run_ahead_without_memory_runs_when_the_one_before_has_ended(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = executor_of(repository, "mlp", 1, stub_gpu())
+    job = Job(executor, {"h2": H2})
+    first = begin([job])
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("CUDA Runtime Error: cudaErrorMemoryAllocation (2): out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(executor._machine, "_entry", fails)
+        ahead, never = begin([job]), begin([job])
+        (right,), (refused,) = first(), never()
+    assert isinstance(refused, ResourceExhausted)
+    assert not isinstance(right, OffloadError)
+    (found,) = ahead()
+    assert not isinstance(found, OffloadError) and [bytes(f) for f in found] == [bytes(f) for f in right]
 
 
 def test_a_lost_gpu_is_no_answer_to_a_request(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ def test_one_that_cannot_begin_ahead_runs_in_its_turn() -> None:
 @pytest.mark.parametrize("step", ["begin 2", "end 2"])
 def test_an_error_is_the_answer_of_its_own_request(step: str) -> None:
     bench = Bench()
-    bench.faults[step] = ResourceExhausted("too little memory")
+    bench.faults[step] = bench.faults["run 2"] = ResourceExhausted("too little memory")
     bench.run_all(*([bench.attempt(number)] for number in (1, 2, 3)))
     answers = [message for _, message, _ in bench.links.sent]
     assert [type(answer) for answer in answers] == [wire.Done, wire.Failed, wire.Done]
