@@ -33,7 +33,7 @@ _OWN_CAPTURES = 1
 _LEAST = 4096
 """Bytes. Page-locked memory comes in powers of two from here."""
 _MOST_KEPT = 256 * 1024 * 1024
-"""Bytes of page-locked memory that nobody uses and that are kept: to make some takes longer than most copies."""
+"""Bytes of page-locked memory that nobody uses and that are kept, as it is made by the driver, which takes time."""
 
 _pointer, _number, _size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
 _TAKES: dict[str, Sequence[Any]] = {

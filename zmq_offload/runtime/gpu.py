@@ -135,7 +135,8 @@ class GpuMachine(Machine):
     """A `Machine` on a GPU, where a second run can begin before the first has ended.
 
     While one computes, the inputs of the next are copied to the GPU through page-locked memory. A run that is alone
-    there has its inputs copied from where they are: the way through page-locked memory takes longer than it saves.
+    there has its inputs copied from where they are: through page-locked memory they would be copied twice, and nothing
+    would overlap.
     """
 
     def __init__(self, library: tvm_ffi.Module, inputs: Sequence[TensorSpec], gpu: Gpu, *, entry: str = MAIN) -> None:
