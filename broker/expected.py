@@ -48,6 +48,9 @@ PATIENCE = 2.0
 ARRIVALS = 1 / 128
 """The weight of a new interval between requests in its moving average."""
 
+PAUSE = 64.0
+"""A longer interval than this many averages counts as this many: after a quiet night, requests come as before."""
+
 
 @dataclass(slots=True)
 class Arrivals:
@@ -59,7 +62,10 @@ class Arrivals:
     def came(self, now: float) -> None:
         """A request came."""
         interval, self.last = now - self.last, now
-        self.interval += (interval - self.interval) * ARRIVALS if self.interval else interval
+        if self.interval:
+            self.interval += (min(interval, PAUSE * self.interval) - self.interval) * ARRIVALS
+        else:
+            self.interval = interval
 
 
 def measured(

@@ -3,8 +3,8 @@
 A broker, a worker and the link are processes of their own; this process is the device, slowed down by a factor. Frames
 are due at a fixed rate, and one that is late takes the place of those that it covers. Each run begins with the link, so
 that all see the same moments. "oracle" is the least of the static splits at each frame. The device alone, which neither
-nor "auto" may choose, is measured without slowdown and multiplied. "changes" counts frames by another split than
-the frame before, those that explore included.
+the oracle nor "auto" may choose, is measured without slowdown and multiplied. "changes" counts frames by another split
+than the frame before, those that explore included.
 
 A short run, of about two minutes: `--models three --traces train --slowdowns 8 --seconds 20`.
 """

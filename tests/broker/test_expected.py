@@ -199,3 +199,5 @@ def test_the_interval_between_requests_is_an_average() -> None:
     assert arrivals.interval == pytest.approx(0.5)
     arrivals.came(100.0)
     assert 0.5 < arrivals.interval < 1.0
+    arrivals.came(50_000.0)
+    assert arrivals.interval < 1.2, "a night without requests"
