@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,7 +74,7 @@ def test_without_one_the_way_back_counts_as_the_way_there(
 )
 def test_options_that_do_not_fit_are_refused(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["plan", sys.argv[0], *options])
+        main(["plan", __file__, *options])
     assert says in capsys.readouterr().err
 
 

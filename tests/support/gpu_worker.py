@@ -1,8 +1,9 @@
 """`python -m tests.support.gpu_worker`: workers whose GPU is a stub, for machines without one.
 
 GPUS says how many there are, all of compute capability 9.0; the CPU computes for them. GPU_FAULT names a file: if it
-exists, the next run takes it away and fails with the error that it has, as TVM would. GPU_SECONDS is how long a run
-takes, and GPU_OVERLAPPED names a file that is made when a run began before the last one ended.
+exists, the next run takes it away and fails with the error that it has, as TVM would. With a second line the file
+stays, and all runs fail. GPU_SECONDS is how long a run takes, and GPU_OVERLAPPED names a file that is made when a run
+began before the last one ended.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def install() -> None:
     def failing(self: Any, arguments: Any) -> Any:
         fault = Path(os.environ.get("GPU_FAULT", ""))
         if fault.is_file():
-            text = fault.read_text()
-            fault.unlink()
+            text, stays = fault.read_text().splitlines()[0], "\n" in fault.read_text()
+            if not stays:
+                fault.unlink()
             raise RuntimeError(text)
         return results(self, arguments)
 
