@@ -203,3 +203,13 @@ def test_without_a_measured_link_an_explanation_says_nothing_of_it() -> None:
     assert controller.explain(0.0).why == "0.0 ms expected"
     controller.choose(0.0)
     assert "round trip" not in controller.explain(1.0).why
+
+
+@pytest.mark.parametrize(("waited", "slower"), [(0.0001, False), (1.0, True)])
+def test_a_missed_item_that_explored_tells_how_long_the_link_takes_at_least(waited: float, slower: bool) -> None:
+    controller = Controller([SplitFacts("a", 1000, 100, 0.001, 0.002)], local=0.05)
+    chosen = controller.choose(0.0)
+    controller.took(chosen, Sample(0.001, 0.012, 0.0, 0.002, 0.0), 0.1)
+    before = controller.explain(0.1).round_trip
+    controller.missed(chosen._replace(explores=True), waited, 0.2)
+    assert (controller.explain(0.2).round_trip > before) is slower
