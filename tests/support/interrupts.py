@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import linecache
 import sys
 from collections import Counter
@@ -35,6 +36,9 @@ class _Place:
     def run(self, work: Callable[[], object]) -> None:
         """Run `work`, which may raise the KeyboardInterrupt or catch it."""
         before = sys.gettrace()
+        # What else is collected meanwhile runs code of the module, too, where no interrupt is raised to anybody.
+        gc.collect()
+        gc.disable()
         sys.settrace(self._trace)
         try:
             work()
@@ -42,6 +46,7 @@ class _Place:
             assert self.reached
         finally:
             sys.settrace(before)
+            gc.enable()
             self._bodies.clear()
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Any:
